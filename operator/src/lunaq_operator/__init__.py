@@ -1,0 +1,1 @@
+"""The Kubernetes half of Lunaq: resources to entries, RBAC to policy, reconciliation, command line."""

@@ -1,0 +1,1 @@
+"""Brokers: one small interface (`base`), two implementations (`memory`, `amqp`)."""

@@ -105,8 +105,13 @@ class Broker(Protocol):
         on_deliveries: Callable[[list[Delivery]], None],
         consumer_tag: str = "",
         exclusive: bool = False,
+        no_ack: bool = False,
     ) -> Subscription:
-        """Start consuming; `on_deliveries` gets what arrived together, in order, on the event loop."""
+        """Start consuming; `on_deliveries` gets what arrived together, in order, on the event loop.
+
+        With `no_ack` the broker forgets a message as it sends it, and settling sends nothing. Raises
+        BrokerError `queue_not_found`, `access_refused`, `connection`, `timeout`.
+        """
 
     async def publish(self, message: Outgoing, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """Publish with `mandatory` and await the confirm; returns only once the broker has it.

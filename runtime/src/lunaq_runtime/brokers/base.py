@@ -51,6 +51,13 @@ class Subscription(Protocol):
     def active(self) -> bool:
         """Whether the broker holds a live consumer of ours right now."""
 
+    def alive(self, delivery: Delivery) -> bool:
+        """Whether settling `delivery` could still reach the broker: its channel is the open one.
+
+        True also after `cancel`, false after a lost connection and after `close`: the broker has then put
+        the message back, and a retry of ours would only double it.
+        """
+
     def settle(self, *, ack: Sequence[Delivery] = (), requeue: Sequence[Delivery] = ()) -> None:
         """Send acks and `nack requeue=true` for a batch; deliveries of a dead connection are skipped.
 

@@ -159,6 +159,9 @@ class MemorySubscription:
     def active(self) -> bool:
         return self._wanted and self._queue is not None
 
+    def alive(self, delivery: Delivery) -> bool:
+        return self._queue is not None and delivery.generation == self._generation
+
     def settle(self, *, ack: Sequence[Delivery] = (), requeue: Sequence[Delivery] = ()) -> None:
         for delivery in ack:
             if delivery.generation == self._generation:

@@ -34,7 +34,7 @@ ANNOTATION_ENTRIES = f"{GROUP}/entries-checksum"
 ANNOTATION_POLICY = f"{GROUP}/policy-checksum"
 """Patched onto running pods so that their kubelet syncs the policy at once; never in a pod template."""
 
-ANNOTATION_DELETE_MESSAGES = f"{GROUP}/delete-with-messages"
+ANNOTATION_DELETE_MESSAGES = f"{GROUP}/delete-messages"
 """On a Queue: `"true"` lets `deletionPolicy: Delete` destroy a queue that still holds messages."""
 
 CONTAINER = "runtime"

@@ -124,7 +124,7 @@ def _read_dead_letter(fields: Fields) -> DeadLetter:
 
 def _check(queue: Queue) -> None:
     """Apply the rules over several fields, which CEL checks in a cluster."""
-    lengths = {
+    lengths: dict[str, object] = {
         "messageTTL": queue.message_ttl,
         "maxLength": queue.max_length,
         "maxLengthBytes": queue.max_length_bytes,
@@ -134,7 +134,7 @@ def _check(queue: Queue) -> None:
     if queue.type == "Classic":
         _refuse(lengths, "works only with type Quorum: a classic queue can lose what it dead-letters")
     if queue.observed:
-        declared = {
+        declared: dict[str, object] = {
             "singleActiveConsumer": queue.single_active_consumer or None,
             "maxPriority": queue.max_priority,
             "deadLetter": queue.dead_letter,

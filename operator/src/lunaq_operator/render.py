@@ -250,8 +250,7 @@ def _env(consumer: Consumer) -> list[Manifest]:
             ("configMapKeyRef", variable.value_from.config_map_key_ref),
         ):
             if ref is not None:
-                source = {"name": ref.name, "key": ref.key, **({"optional": True} if ref.optional else {})}
-                env.append({"name": variable.name, "valueFrom": {kind: source}})
+                env.append({"name": variable.name, "valueFrom": {kind: {"name": ref.name, "key": ref.key}}})
     return env
 
 

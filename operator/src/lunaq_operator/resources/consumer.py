@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lunaq_operator import names
-from lunaq_operator.resources.fields import DNS_SUBDOMAIN, Fields, SpecError
+from lunaq_operator.resources.fields import Fields, SpecError
 from lunaq_operator.resources.meta import Ref, Resource, read_meta, read_ref
 from lunaq_runtime.ids import Id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+_LUA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_LUA_NAME_OR_EMPTY = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)?\Z")
+_KEY = re.compile(r"[-._a-zA-Z0-9]+\Z")
+_OUR_DOMAIN = re.compile(r"([^/]*\.)?lunaq\.dev/")
+_LONGEST_NAME = 46
+_LONGEST_SOURCE = 524_288
+_LONGEST_TIMEOUT = 30 * 60 * 1000 - 1
+_DAY = 24 * 3600 * 1000
+_LEAST_MEMORY = 1024 * 1024
+_LUA_RESERVED = """
+    and break do else elseif end false for function goto if in local nil not or repeat return then true
+    until while
+"""
+_PROVIDED = """
+    base64 channel coroutine crypto ctx env errors funcs hash http_client json logger math metrics os
+    package payload process queue security store string table time uuid _G _ENV _VERSION assert error
+    getmetatable ipairs next pairs pcall print rawequal rawget rawset require select setmetatable tonumber
+    tostring type unpack xpcall
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +41,6 @@ class KeyRef:
 
     name: str
     key: str
-    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +97,10 @@ class Handler:
 class Scaling:
     """Between how many replicas the operator scales; `cooldown` in milliseconds."""
 
-    min_replicas: int = 0
-    max_replicas: int = 10
-    messages_per_replica: int = 100
-    cooldown: int = 120_000
+    max_replicas: int
+    messages_per_replica: int
+    min_replicas: int = 1
+    cooldown: int = 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +146,8 @@ class Consumer(Resource):
 def parse_consumer(obj: Mapping[str, Any], *, strict: bool = False) -> Consumer:
     """Read a Consumer; SpecError names the field. `strict` refuses fields that the schema lacks."""
     meta = read_meta(obj, names.CONSUMER, label_name=True)
+    if len(meta.name) > _LONGEST_NAME:
+        raise SpecError("metadata.name", f"must have at most {_LONGEST_NAME} characters: pods append 17")
     spec = Fields(obj.get("spec"), "spec")
     consumer = Consumer(
         meta=meta,
@@ -137,7 +159,7 @@ def parse_consumer(obj: Mapping[str, Any], *, strict: bool = False) -> Consumer:
         replicas=spec.integer("replicas", 1),
         scaling=spec.child("scaling", _read_scaling),
         suspend=spec.flag("suspend", default=False),
-        drain_timeout=spec.duration("drainTimeout", "40s"),
+        drain_timeout=spec.duration("drainTimeout", "40s", most=_DAY),
         template=spec.child("template", _read_template) or Template(),
     )
     if strict:
@@ -148,16 +170,38 @@ def parse_consumer(obj: Mapping[str, Any], *, strict: bool = False) -> Consumer:
 
 def _read_handler(fields: Fields) -> Handler:
     fields.exactly_one("source", "sourceFrom")
-    return Handler(
-        source=fields.text("source", ""),
+    handler = Handler(
+        source=fields.text("source", "", longest=_LONGEST_SOURCE),
         source_from=fields.child("sourceFrom", _read_source_from),
-        method=fields.text("method", ""),
-        libraries=fields.children("libraries", _read_library),
-        modules=fields.texts("modules") if fields.has("modules") else None,
-        env=fields.children("env", _read_env),
-        timeout=fields.duration("timeout", "30s"),
+        method=fields.text("method", "", pattern=_LUA_NAME_OR_EMPTY, says="the name of a Lua function"),
+        libraries=fields.children("libraries", _read_library, most=20),
+        modules=_read_modules(fields),
+        env=fields.children("env", _read_env, most=100),
+        timeout=fields.duration("timeout", "30s", most=_LONGEST_TIMEOUT),
         memory_limit=fields.quantity("memoryLimit", "64Mi"),
     )
+    if handler.memory_limit < _LEAST_MEMORY:
+        raise SpecError(fields.at("memoryLimit"), "must be 1Mi at least (m is a thousandth, Mi a mebibyte)")
+    _refuse_twice(fields.at("libraries"), [library.name for library in handler.libraries])
+    _refuse_twice(fields.at("env"), [variable.name for variable in handler.env])
+    return handler
+
+
+def _read_modules(fields: Fields) -> tuple[str, ...] | None:
+    if not fields.has("modules"):
+        return None
+    modules = fields.texts("modules", most=64)
+    for at, name in enumerate(modules):
+        if not _LUA_NAME.match(name):
+            raise SpecError(f"{fields.at('modules')}[{at}]", f"{name!r} is not the name of a module")
+    _refuse_twice(fields.at("modules"), modules)
+    return modules
+
+
+def _refuse_twice(path: str, values: Sequence[str]) -> None:
+    for at, value in enumerate(values):
+        if value in values[:at]:
+            raise SpecError(f"{path}[{at}]", f"{value!r} is there twice")
 
 
 def _read_source_from(fields: Fields) -> SourceFrom:
@@ -165,23 +209,32 @@ def _read_source_from(fields: Fields) -> SourceFrom:
 
 
 def _read_key_ref(fields: Fields) -> KeyRef:
-    return KeyRef(fields.name(), fields.text("key"), fields.flag("optional", default=False))
+    return KeyRef(fields.name(), fields.text("key", pattern=_KEY, says="a key of a ConfigMap or Secret"))
 
 
 def _read_library(fields: Fields) -> Library:
     fields.exactly_one("source", "sourceFrom")
+    name = fields.text("name", pattern=_LUA_NAME, says="a name in Lua")
+    if name in _LUA_RESERVED.split():
+        raise SpecError(fields.at("name"), f"{name!r} is a reserved word of Lua; choose another name")
+    if name in _PROVIDED.split():
+        raise SpecError(
+            fields.at("name"), f"{name!r} would hide what the runtime provides; choose another name"
+        )
     return Library(
-        name=fields.text("name"),
-        source=fields.text("source", ""),
+        name=name,
+        source=fields.text("source", "", longest=_LONGEST_SOURCE),
         source_from=fields.child("sourceFrom", _read_source_from),
     )
 
 
 def _read_env(fields: Fields) -> Env:
-    if fields.has("value") and fields.has("valueFrom"):
-        raise SpecError(fields.path, "has both value and valueFrom")
+    fields.exactly_one("value", "valueFrom")
+    name = fields.text("name", pattern=_LUA_NAME, says="a name of letters, digits and '_'")
+    if name.startswith("LUNAQ_"):
+        raise SpecError(fields.at("name"), "must not begin with LUNAQ_, which is kept for the runtime")
     return Env(
-        name=fields.text("name"),
+        name=name,
         value=fields.text("value", ""),
         value_from=fields.child("valueFrom", _read_env_from),
     )
@@ -197,24 +250,29 @@ def _read_env_from(fields: Fields) -> EnvFrom:
 
 def _read_scaling(fields: Fields) -> Scaling:
     scaling = Scaling(
-        fields.integer("minReplicas", 0),
-        fields.integer("maxReplicas", least=1),
-        fields.integer("messagesPerReplica", 100, least=1),
-        fields.duration("cooldown", "2m"),
+        max_replicas=fields.integer("maxReplicas", least=1),
+        messages_per_replica=fields.integer("messagesPerReplica", least=1),
+        min_replicas=fields.integer("minReplicas", 1),
+        cooldown=fields.duration("cooldown", "5m", most=_DAY),
     )
     if scaling.min_replicas > scaling.max_replicas:
-        raise SpecError(fields.at("minReplicas"), "is greater than maxReplicas")
+        raise SpecError(fields.at("minReplicas"), "must not be greater than maxReplicas")
     return scaling
 
 
 def _read_template(fields: Fields) -> Template:
-    return Template(
+    template = Template(
         labels=fields.texts_by_key("labels"),
         annotations=fields.texts_by_key("annotations"),
         resources=fields.mapping("resources"),
         node_selector=fields.texts_by_key("nodeSelector"),
         tolerations=tuple(item for item, _ in fields.items("tolerations")),
         affinity=fields.mapping("affinity"),
-        priority_class_name=fields.text("priorityClassName", "", pattern=DNS_SUBDOMAIN, says="a name"),
+        priority_class_name=fields.name("priorityClassName", ""),
         topology_spread_constraints=tuple(item for item, _ in fields.items("topologySpreadConstraints")),
     )
+    for key, values in (("labels", template.labels), ("annotations", template.annotations)):
+        for name in values:
+            if _OUR_DOMAIN.match(name):
+                raise SpecError(f"{fields.at(key)}.{name}", "is in the domain lunaq.dev, the operator's own")
+    return template

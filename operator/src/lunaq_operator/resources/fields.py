@@ -18,7 +18,7 @@ T = TypeVar("T")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 DNS_SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 
-_LONGEST_MS = 1176 * 3600 * 1000
+LONGEST_MS = 1176 * 3600 * 1000
 """49 days, just below what brokers can count (2^32 ms)."""
 
 _SUFFIXES = {
@@ -112,9 +112,9 @@ class Fields:
         """Read an integer that may be absent."""
         return self.integer(key, least=least, most=most) if self.has(key) else None
 
-    def duration(self, key: str, default: str) -> int:
-        """Read a duration above zero (`30s`, `1h30m`); the result is in milliseconds."""
-        return duration_ms(self._typed(key, str, default), self.at(key))
+    def duration(self, key: str, default: str, *, most: int = LONGEST_MS) -> int:
+        """Read a duration above zero (`30s`, `1h30m`); `most` and the result are in milliseconds."""
+        return duration_ms(self._typed(key, str, default), self.at(key), most)
 
     def optional_duration(self, key: str) -> int | None:
         """Read a duration that may be absent; in milliseconds."""
@@ -210,14 +210,15 @@ def kind_of(value: Any) -> str:
     return type(value).__name__
 
 
-def duration_ms(text: str, path: str) -> int:
+def duration_ms(text: str, path: str, most: int = LONGEST_MS) -> int:
     """Read a duration above zero into whole milliseconds; SpecError names `path`."""
     try:
         value = durations.to_milliseconds(durations.parse_duration(text))
     except ValueError as error:
         raise SpecError(path, str(error)) from error
-    if not 1 <= value <= _LONGEST_MS:
-        raise SpecError(path, f"{text!r} is not within 1ms and 1176h")
+    if not 1 <= value <= most:
+        longest = durations.format_duration(most * durations.MILLISECOND)
+        raise SpecError(path, f"{text!r} is not within 1ms and {longest}")
     return value
 
 

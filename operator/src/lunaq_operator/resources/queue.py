@@ -78,9 +78,7 @@ def parse_queue(obj: Mapping[str, Any], *, strict: bool = False) -> Queue:
     queue = Queue(
         meta=meta,
         broker_ref=spec.required("brokerRef", lambda ref: read_ref(ref, meta.namespace)),
-        queue_name=spec.text(
-            "queueName", "", pattern=_QUEUE_NAME, says="a name without a colon", longest=200
-        ),
+        queue_name=_read_queue_name(spec),
         type=spec.choice("type", ("Quorum", "Classic"), "Quorum"),
         codec=spec.choice("codec", ("json", "msgpack", "raw"), "json"),
         message_ttl=spec.optional_duration("messageTTL"),

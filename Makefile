@@ -1,0 +1,50 @@
+# Everything a person or CI runs here. `make help` lists the targets; `make demo` is the shortest start.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# More arguments for pytest, for example: make test-broker ARGS='-k retry -x'
+ARGS ?=
+
+.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv with all Python packages (needs Python 3.11 or newer)
+	@scripts/setup-python
+
+demo: setup ## see it work, in memory, without a broker or a cluster
+	@$(BIN)/python scripts/demo
+
+check: setup ## lint, format check, types, import layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## rewrite the code in the house format
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+test-unit: setup ## pure logic: no broker, no cluster (seconds)
+	$(PYTEST) tests/unit $(ARGS)
+
+test-broker: setup ## against a real RabbitMQ, started here
+	@scripts/setup-brokers
+	$(PYTEST) tests/broker $(ARGS)
+
+test-cluster: setup ## against a real Kubernetes API server and RabbitMQ, started here
+	@scripts/setup-brokers
+	@scripts/setup-cluster
+	$(PYTEST) tests/cluster $(ARGS)
+
+test-node: setup ## the images in real pods on a one-node cluster, started here (needs root)
+	@scripts/setup-node
+	$(PYTEST) tests/node $(ARGS)
+
+test: ## check and all four levels of tests, in this order
+	@scripts/run-levels check test-unit test-broker test-cluster test-node
+
+images: setup ## build the images of the operator and the runtime into the cache (needs root)
+	@scripts/build-images operator runtime

@@ -1,0 +1,65 @@
+"""The fixtures of all levels; loaded by tests/conftest.py. Each starts its service when first asked for.
+
+A service that is missing is an error, never a skip: a level that ran nothing must not look passed.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.broker import Broker
+from harness.processes import release_ports
+from harness.rabbitmq import RabbitMQ, broker_of_environment
+
+_MARKERS = {
+    "rabbitmq": "rabbitmq",
+    "restartable_rabbitmq": "rabbitmq",
+    "apiserver": "apiserver",
+    "node": "pods",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the services it uses, so that `-m "not rabbitmq"` needs no hand-written markers."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if marker := _MARKERS.get(fixture):
+                item.add_marker(marker)
+
+
+def pytest_unconfigure() -> None:
+    """Give the reserved ports back."""
+    release_ports()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[Broker]:
+    """One broker for the whole run: use `vhost` on it, and `restartable_rabbitmq` to restart one."""
+    if external := broker_of_environment():
+        yield external
+        return
+    node = RabbitMQ()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
+
+
+@pytest.fixture
+def vhost(rabbitmq: Broker) -> Iterator[str]:
+    """A virtual host of the test's own, deleted afterwards."""
+    name = rabbitmq.new_vhost()
+    yield name
+    rabbitmq.delete_vhost(name)
+
+
+@pytest.fixture(scope="module")
+def restartable_rabbitmq() -> Iterator[RabbitMQ]:
+    """A broker of the module's own, always started here, that tests may restart, crash or freeze."""
+    node = RabbitMQ()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()

@@ -1,0 +1,182 @@
+"""A RabbitMQ node of the tests' own, from the Debian package, beside any other that runs on this machine.
+
+Called by the fixtures `rabbitmq` and `restartable_rabbitmq`. With LUNAQ_TEST_AMQP_URI and
+LUNAQ_TEST_MANAGEMENT_URI set, `rabbitmq` is that broker instead, and nothing is started.
+"""
+
+import http.client
+import os
+import resource
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from harness.broker import Broker
+from harness.processes import Process, accepts, free_port
+from harness.toolchain import MissingToolError, system_program
+
+_SERVER_BIN = Path("/usr/lib/rabbitmq/bin")
+_OPEN_FILES = 20_000  # with 1,024 new connections hang at some 360 quorum queues
+_CONFIG = """\
+listeners.tcp.1 = 127.0.0.1:{amqp}
+management.tcp.ip = 127.0.0.1
+management.tcp.port = {management}
+prometheus.tcp.ip = 127.0.0.1
+prometheus.tcp.port = {prometheus}
+default_user = {username}
+default_pass = {password}
+disk_free_limit.absolute = 100MB
+log.file = rabbit.log
+log.file.level = info
+{settings}
+"""
+
+
+class RabbitMQ(Broker):
+    """One node on 127.0.0.1 with the plugins management and prometheus, its data in a temporary folder.
+
+    Args:
+        settings: more lines for rabbitmq.conf.
+
+    Attributes:
+        prometheus_port: of `/metrics`.
+    """
+
+    def __init__(self, settings: str = "") -> None:
+        if not (_SERVER_BIN / "rabbitmq-server").exists():
+            raise MissingToolError(
+                "rabbitmq-server is not installed: run scripts/setup-brokers as root (or make test-broker), "
+                "or set LUNAQ_TEST_AMQP_URI and LUNAQ_TEST_MANAGEMENT_URI to a broker that tests may use"
+            )
+        management = free_port()
+        super().__init__(
+            "127.0.0.1", free_port(), f"http://127.0.0.1:{management}", "tests", secrets.token_hex(8)
+        )
+        self.prometheus_port = free_port()
+        self._dir = Path(tempfile.mkdtemp(prefix="lq-rabbitmq-"))
+        (self._dir / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
+        (self._dir / "env.conf").touch()
+        config = _CONFIG.format(
+            amqp=self.port,
+            management=management,
+            prometheus=self.prometheus_port,
+            username=self.username,
+            password=self.password,
+            settings=settings,
+        )
+        (self._dir / "rabbitmq.conf").write_text(config)
+        self._env = self._environment()
+        self._epmd = Process(
+            "epmd",
+            [system_program("epmd", "scripts/setup-brokers"), "-port", self._env["ERL_EPMD_PORT"]],
+            self._dir,
+            self._env,
+        )
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(_OPEN_FILES, most)
+        limit = ["prlimit", f"--nofile={files}:"]
+        self._beam = Process("beam", [*limit, str(_SERVER_BIN / "rabbitmq-server")], self._dir, self._env)
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        return inherited | {
+            "HOME": str(self._dir),  # the Erlang cookie is made there
+            "RABBITMQ_NODENAME": "rabbit@localhost",
+            "ERL_EPMD_PORT": str(free_port()),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self._dir / "data"),
+            "RABBITMQ_LOG_BASE": str(self._dir / "log"),
+            "RABBITMQ_CONF_ENV_FILE": str(self._dir / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self._dir / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self._dir / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._dir / "enabled_plugins"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(self._dir / "generated"),
+            "RABBITMQ_PID_FILE": str(self._dir / "pid"),
+            # The scripts then become the Erlang VM instead of starting it, so that its pid is ours.
+            "RUNNING_UNDER_SYSTEMD": "1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} "
+            "-kernel prevent_overlapping_partitions false +sbwt none +sbwtdcpu none +sbwtdio none",
+        }
+
+    def start(self) -> None:
+        """Start the node and wait until it serves AMQP and the management API; nothing if it runs."""
+        if not self._epmd.running:
+            self._epmd.start()
+            port = int(self._env["ERL_EPMD_PORT"])
+            self._epmd.wait_until(lambda: accepts("127.0.0.1", port), "epmd to listen")
+        if not self._beam.running:
+            self._beam.start()
+            self._beam.wait_until(self._serving, "RabbitMQ to serve", timeout=90)
+
+    def _serving(self) -> bool:
+        try:
+            self.api("GET", "/whoami")
+        except (http.client.HTTPException, RuntimeError):
+            return False
+        return accepts(self.host, self.port) and accepts(self.host, self.prometheus_port)
+
+    def shut_down(self) -> None:
+        """End the node gracefully, its data kept: `start` brings it back."""
+        self._beam.stop(timeout=60)
+
+    def restart(self) -> None:
+        """End the node gracefully and start it again on the same ports with the same data."""
+        self.shut_down()
+        self.start()
+
+    def kill(self) -> None:
+        """Crash the node by SIGKILL, its data kept: `start` brings it back."""
+        self._beam.kill()
+
+    def pause(self) -> None:
+        """Freeze the node: connections stay open and nothing answers, until `resume`."""
+        os.kill(self._beam.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen node go on."""
+        os.kill(self._beam.pid, signal.SIGCONT)
+
+    def ctl(self, *args: str) -> str:
+        """Run rabbitmqctl (a second or two) and give what it prints; RuntimeError if it fails."""
+        command = [str(_SERVER_BIN / "rabbitmqctl"), "--quiet", *args]
+        done = subprocess.run(
+            command, env=self._env, capture_output=True, text=True, timeout=120, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"rabbitmqctl {' '.join(args)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def log(self) -> str:
+        """Give the node's whole log."""
+        return (self._dir / "log" / "rabbit.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End everything this started and remove its data."""
+        self._beam.kill()  # a graceful end takes 6 s and its data goes away anyhow
+        self._epmd.kill()
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+
+def broker_of_environment() -> Broker | None:
+    """Give the broker that LUNAQ_TEST_AMQP_URI names, or None; MissingToolError if half-named."""
+    text = os.environ.get("LUNAQ_TEST_AMQP_URI")
+    if not text:
+        return None
+    uri, management = urlsplit(text), os.environ.get("LUNAQ_TEST_MANAGEMENT_URI")
+    if not management:
+        raise MissingToolError(
+            "LUNAQ_TEST_AMQP_URI is set but LUNAQ_TEST_MANAGEMENT_URI is not: the tests make a virtual host "
+            "each through the management API, for example http://127.0.0.1:15672"
+        )
+    if uri.scheme not in {"amqp", "amqps"} or not uri.hostname:
+        raise MissingToolError("LUNAQ_TEST_AMQP_URI must look like amqp://user:password@host:5672/")
+    port = uri.port or (5671 if uri.scheme == "amqps" else 5672)
+    user, word = unquote(uri.username or "guest"), unquote(uri.password or "guest")
+    broker = Broker(uri.hostname, port, management.rstrip("/"), user, word)
+    broker.scheme = uri.scheme
+    return broker

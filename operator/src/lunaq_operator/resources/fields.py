@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal
 from typing import Any, TypeVar
 
 from lunaq_runtime import durations
+from lunaq_runtime.entries.quantity import parse_quantity
 
 T = TypeVar("T")
 
@@ -20,13 +20,6 @@ DNS_SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0
 
 LONGEST_MS = 1176 * 3600 * 1000
 """49 days, just below what brokers can count (2^32 ms)."""
-
-_SUFFIXES = {
-    "": 1,
-    **{suffix: 1000**power for power, suffix in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
-    **{suffix: 1024**power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
-}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([kMGTPE]i?|Ki)?\Z")
 
 
 class SpecError(Exception):
@@ -124,7 +117,10 @@ class Fields:
         """Read a Kubernetes quantity of bytes (`64Mi`); the result is in bytes."""
         value = self.data.get(key)
         text = str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-        return quantity(text if text is not None else self._typed(key, str, default), self.at(key))
+        try:
+            return parse_quantity(text if text is not None else self._typed(key, str, default))
+        except ValueError as error:
+            raise SpecError(self.at(key), str(error)) from error
 
     def mapping(self, key: str) -> dict[str, Any]:
         """Read an object that goes through as it is, such as an affinity."""
@@ -220,12 +216,3 @@ def duration_ms(text: str, path: str, most: int = LONGEST_MS) -> int:
         longest = durations.format_duration(most * durations.MILLISECOND)
         raise SpecError(path, f"{text!r} is not within 1ms and {longest}")
     return value
-
-
-def quantity(text: str, path: str) -> int:
-    """Read a Kubernetes quantity, rounded up to a whole number; SpecError names `path`."""
-    match = _QUANTITY.match(text)
-    if match is None:
-        raise SpecError(path, f"{text!r} is not a quantity such as 64Mi")
-    value = Decimal(match[1]) * _SUFFIXES[match[2] or ""]
-    return int(value.to_integral_value("ROUND_CEILING"))

@@ -1,0 +1,72 @@
+"""What aiormq raises, as BrokerError; the only place that knows its exceptions.
+
+`translated` goes round every await on a connection or channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from aiormq import exceptions as amqp
+
+from lunaq_runtime.brokers.base import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PREFIXES = ("ACCESS_REFUSED - ", "NOT_FOUND - ", "PRECONDITION_FAILED - ", "RESOURCE_LOCKED - ")
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Raise everything that goes wrong inside as BrokerError; `what` names the operation and its object."""
+    try:
+        yield
+    except BrokerError:
+        raise
+    except asyncio.CancelledError as error:
+        # aiormq cancels what waits on a dying channel. That is no cancellation of ours.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise BrokerError("connection", f"{what}: the connection was lost") from error
+    except Exception as error:
+        raise broker_error(what, error) from error
+
+
+def broker_error(what: str, error: BaseException) -> BrokerError:  # noqa: PLR0911 - one per meaning
+    """Translate one exception; texts of a broker name objects and arguments, never credentials."""
+    match error:
+        case BrokerError():
+            return error
+        case amqp.ChannelNotFoundEntity():
+            return BrokerError("queue_not_found", f"{what}: {_text(error)}")
+        case amqp.ChannelAccessRefused() | amqp.ChannelLockedResource():
+            return BrokerError("access_refused", f"{what}: {_text(error)}")
+        case amqp.ChannelPreconditionFailed():
+            text = _text(error)
+            reason = "immutable_arguments" if "inequivalent arg" in text else "invalid_arguments"
+            return BrokerError(reason, f"{what}: {text}")
+        case amqp.ConnectionNotAllowed():
+            # 530: the virtual host is missing, or the user may not use it.
+            return BrokerError("access_refused", f"{what}: {_text(error)}")
+        case amqp.ProbableAuthenticationError() | amqp.AuthenticationError():
+            return BrokerError("access_refused", f"{what}: the broker refused the credentials")
+        case TimeoutError():
+            return BrokerError("timeout", f"{what}: no answer in time")
+        case ssl.SSLError():
+            return BrokerError("connection", f"{what}: TLS failed: {error.reason or type(error).__name__}")
+        case amqp.AMQPError() | OSError() | RuntimeError() | EOFError():
+            return BrokerError("connection", f"{what}: {_text(error) or type(error).__name__}")
+        case _:
+            return BrokerError("connection", f"{what}: {type(error).__name__}")
+
+
+def _text(error: BaseException) -> str:
+    text = " ".join(str(arg) for arg in error.args if isinstance(arg, str | int))
+    for prefix in _PREFIXES:
+        text = text.removeprefix(prefix)
+    return text

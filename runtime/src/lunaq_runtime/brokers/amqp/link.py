@@ -1,0 +1,113 @@
+"""One live connection, from login to loss; `broker` makes the next one.
+
+Everything that lasts only as long as a connection hangs here: its channels and what was probed on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
+
+from aiormq.connection import Connection
+
+from lunaq_runtime.brokers.amqp.errors import translated
+from lunaq_runtime.brokers.base import BrokerError, ServerInfo
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+
+    from aiormq.channel import Channel
+    from yarl import URL
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds for an orderly goodbye, before the connection is simply dropped."""
+
+
+class Link:
+    """A connection that is up, or was."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.lost = asyncio.Event()
+        closing = connection.closing
+        closing.add_done_callback(self._on_closing)
+
+    @property
+    def up(self) -> bool:
+        """Whether it still is."""
+        return not self.lost.is_set() and self.connection.is_opened
+
+    @property
+    def server(self) -> ServerInfo:
+        """What the broker said of itself."""
+        properties = cast("dict[str, Any]", self.connection.server_properties or {})
+        return ServerInfo(str(properties.get("product", "")), str(properties.get("version", "")))
+
+    async def channel(self, *, confirms: bool) -> Channel:
+        """Open a channel."""
+        if not self.up:
+            raise BrokerError("connection", "the connection to the broker was lost")
+        return cast("Channel", await self.connection.channel(publisher_confirms=confirms))
+
+    @contextlib.asynccontextmanager
+    async def short_channel(
+        self,
+        what: str,
+        seconds: float,
+        *,
+        confirms: bool = False,
+    ) -> AsyncIterator[Channel]:
+        """Lend a channel of its own, so that a refusal, which closes it, harms nobody else."""
+        with translated(what):
+            async with asyncio.timeout(seconds):
+                channel = await self.channel(confirms=confirms)
+                try:
+                    yield channel
+                finally:
+                    if not channel.is_closed and self.up:
+                        async with asyncio.timeout(CLOSE_TIMEOUT):
+                            await channel.close()
+
+    async def unblocked(self, seconds: float) -> bool:
+        """Wait until the broker takes publishes (`connection.blocked`); false if it does not in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.connection.ready()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Say goodbye, or drop the connection where the broker does not answer."""
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self.connection.close()
+        self.lost.set()
+
+    def _on_closing(self, closing: asyncio.Future[Any]) -> None:
+        if not closing.cancelled():
+            closing.exception()
+        self.lost.set()
+
+
+async def open_link(
+    url: URL,
+    vhost: str,
+    what: str,
+    seconds: float,
+    tls: ssl.SSLContext | None,
+) -> Link:
+    """Connect and log in within `seconds`, or raise BrokerError; `what` names the place, for texts."""
+    connection = Connection(url, context=tls, client_properties={"product": "Lunaq"})
+    connection.vhost = vhost
+    with translated(what):
+        async with asyncio.timeout(seconds):
+            await connection.connect()
+    capabilities = cast("dict[str, Any]", connection.server_properties).get("capabilities") or {}
+    if not capabilities.get("publisher_confirms") or not capabilities.get("basic.nack"):
+        await connection.close()
+        text = "the broker offers no publisher confirms, without which a message could be lost unseen"
+        raise BrokerError("connection", f"{what}: {text}")
+    return Link(connection)

@@ -1,0 +1,242 @@
+"""The one place that settles deliveries: it carries plans of `retry` out, for one subscription each.
+
+The order is the promise: a retry or dead letter is published and confirmed first, and only then is the
+delivery acked. Between the two a crash gives a duplicate, never a loss. A publish that fails is tried again
+while the delivery is ours; once its connection is lost, the broker has it back and nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING
+
+from lunaq_runtime.brokers.base import BrokerError
+from lunaq_runtime.retry import Ack, Republish, Requeue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+    from typing import Any
+
+    from lunaq_runtime.brokers.base import Broker, Subscription
+    from lunaq_runtime.message import Delivery
+    from lunaq_runtime.retry import Plan
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF = 0.2
+MAX_BACKOFF = 30.0
+PUBLISH_TIMEOUT = 30.0
+
+
+class Settler:
+    """Settles the deliveries of one subscription.
+
+    `report` is told of each settlement: `acked`, `requeued`, `lost` (the connection went first), or the
+    `step` of a re-publish; and `publish_failed` each time a re-publish was refused. `no_ack` is for a
+    subscription that the broker expects no settlement from: then nothing is ever sent.
+    """
+
+    def __init__(
+        self, broker: Broker, report: Callable[[str], None], *, no_ack: bool = False, label: str = ""
+    ) -> None:
+        self._broker = broker
+        self._report = report
+        self._no_ack = no_ack
+        self._label = label
+        self._subscription: Subscription | None = None
+        self._held: set[Delivery] = set()
+        self._acks: list[Delivery] = []
+        self._requeues: list[Delivery] = []
+        self._flushing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hurry = asyncio.Event()
+        self._give_up = asyncio.Event()
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    @property
+    def held(self) -> int:
+        """Count what the subscription gave us and we have not settled yet."""
+        return len(self._held) + len(self._acks) + len(self._requeues)
+
+    def attach(self, subscription: Subscription) -> None:
+        """Name the subscription; deliveries may have come before this, settlements wait for it."""
+        self._subscription = subscription
+        self._schedule_flush()
+
+    def hold(self, deliveries: Iterable[Delivery]) -> None:
+        """Note deliveries that have arrived."""
+        self._held.update(deliveries)
+
+    def alive(self, delivery: Delivery) -> bool:
+        """Whether the delivery is still ours to settle."""
+        if delivery not in self._held:
+            return False
+        return self._no_ack or self._subscription is None or self._subscription.alive(delivery)
+
+    def drop(self, delivery: Delivery) -> None:
+        """Forget a delivery that is no longer ours; the broker delivers it again."""
+        self._forget(delivery, "lost")
+
+    def submit(self, delivery: Delivery, plan: Plan) -> None:
+        """Carry out a plan without waiting for it."""
+        match plan:
+            case _ if self._no_ack:
+                self._forget(delivery, "acked")
+            case Ack():
+                self._ack(delivery, "acked")
+            case Requeue(pause=0.0):
+                self._requeue(delivery)
+            case _:
+                self._spawn(self._carry_out_quietly(delivery, plan))
+
+    async def carry_out(self, delivery: Delivery, plan: Plan) -> None:
+        """Carry out a plan, waiting for the confirm of a re-publish but for no pause.
+
+        BrokerError `connection` if the delivery was lost meanwhile.
+        """
+        if not self._no_ack and not self.alive(delivery):
+            self._forget(delivery, "lost")
+            raise BrokerError("connection", "the connection was lost; the broker delivers the message again")
+        match plan:
+            case Republish() if not self._no_ack:
+                # Shielded: whoever waits may run out of time, and the message is to be settled all the same.
+                await asyncio.shield(self._spawn(self._republish(delivery, plan)))
+            case _:
+                self.submit(delivery, plan)
+
+    async def settled(self, *, but: int = 0) -> None:
+        """Wait until at most `but` deliveries are held."""
+        if self.held <= but:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append((but, waiter))
+        await waiter
+
+    def hurry(self) -> None:
+        """End all pauses before a requeue: the process is about to leave."""
+        self._hurry.set()
+
+    async def close(self) -> None:
+        """Stop trying, close the subscription; what is held goes back to the queue, uncounted."""
+        self._give_up.set()
+        self._hurry.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._flush()
+        if self._subscription:
+            await self._subscription.close()
+        self._held.clear()
+        self._wake()
+
+    async def _carry_out_quietly(self, delivery: Delivery, plan: Plan) -> None:
+        try:
+            match plan:
+                case Republish():
+                    await self._republish(delivery, plan)
+                case Requeue(pause=pause):
+                    await self._requeue_later(delivery, pause)
+                case Ack():
+                    self._ack(delivery, "acked")
+        except BrokerError as error:
+            logger.info("%s: left to redelivery: %s", self._label, error)
+
+    async def _republish(self, delivery: Delivery, plan: Republish) -> None:
+        backoff = FIRST_BACKOFF
+        while not await self._published(delivery, plan):
+            await _wait(self._give_up, backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+            backoff = min(backoff * 2, MAX_BACKOFF)
+            if self._give_up.is_set():
+                raise BrokerError("closed", f"the {plan.step} of the message was not taken before shutdown")
+        self._ack(delivery, plan.step)
+
+    async def _published(self, delivery: Delivery, plan: Republish) -> bool:
+        """Try once; BrokerError if the delivery is no longer ours."""
+        if not self.alive(delivery):
+            self._forget(delivery, "lost")
+            raise BrokerError("connection", "the connection was lost; the broker delivers the message again")
+        try:
+            await self._broker.publish(plan.message, timeout=PUBLISH_TIMEOUT)
+        except Exception as error:
+            self._report("publish_failed")
+            logger.warning(
+                "%s: exchange '%s' did not take message '%s' for its %s (%s); it stays unacknowledged and is"
+                " tried again",
+                self._label,
+                plan.message.exchange,
+                delivery.properties.message_id or "",
+                plan.step,
+                error,
+                exc_info=not isinstance(error, BrokerError),
+            )
+            return False
+        return True
+
+    async def _requeue_later(self, delivery: Delivery, pause: float) -> None:
+        await _wait(self._hurry, pause)
+        self._requeue(delivery)
+
+    def _ack(self, delivery: Delivery, report: str) -> None:
+        self._queue_up(delivery, self._acks, report)
+
+    def _requeue(self, delivery: Delivery) -> None:
+        self._queue_up(delivery, self._requeues, "requeued")
+
+    def _queue_up(self, delivery: Delivery, batch: list[Delivery], report: str) -> None:
+        if not self.alive(delivery):
+            self._forget(delivery, "lost")
+            return
+        self._held.discard(delivery)
+        batch.append(delivery)
+        self._report(report)
+        self._schedule_flush()
+
+    def _forget(self, delivery: Delivery, report: str) -> None:
+        if delivery in self._held:
+            self._held.discard(delivery)
+            self._report(report)
+            self._wake()
+
+    def _schedule_flush(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send what one turn of the loop has gathered, in one call."""
+        self._flushing = False
+        if self._subscription is None or not (self._acks or self._requeues):
+            return
+        acks, self._acks = self._acks, []
+        requeues, self._requeues = self._requeues, []
+        self._subscription.settle(ack=acks, requeue=requeues)
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._waiters:
+            return
+        held = self.held
+        for but, waiter in self._waiters:
+            if held <= but and not waiter.done():
+                waiter.set_result(None)
+        self._waiters = [(but, waiter) for but, waiter in self._waiters if not waiter.done()]
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may be gone; then it is nobody's
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

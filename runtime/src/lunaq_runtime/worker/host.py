@@ -1,0 +1,42 @@
+"""The worker's side of Lua states: the live policy, the log, and how a state is made."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from lunaq_runtime.lua.host import Identity
+from lunaq_runtime.lua.state import LuaState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lunaq_runtime.entries.model import Consumer
+    from lunaq_runtime.policy import Policy
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+
+
+class WorkerHost:
+    """Answers what handlers ask at once; `policy` is asked anew each time, from several threads."""
+
+    def __init__(self, policy: Callable[[], Policy]) -> None:
+        self._policy = policy
+
+    def can(self, action: str, resource: str) -> bool:
+        return self._policy().allows(action, resource)
+
+    def log(self, level: str, message: str, fields: dict[str, Any], logger_name: str) -> None:
+        name = f"lunaq.handler.{logger_name}" if logger_name else "lunaq.handler"
+        logging.getLogger(name).log(LEVELS[level], "%s", message, extra={"fields": fields})
+
+
+def state_maker(consumer: Consumer, policy: Callable[[], Policy]) -> Callable[[], LuaState]:
+    """Prepare the making of this consumer's Lua states; each call loads the handler, or HandlerLoadError."""
+    host = WorkerHost(policy)
+    identity = Identity(str(consumer.id), str(consumer.queue))
+
+    def make() -> LuaState:
+        return LuaState(consumer.handler, host, identity=identity, false_is_failure=consumer.false_is_failure)
+
+    return make

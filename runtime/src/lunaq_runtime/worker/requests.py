@@ -1,0 +1,117 @@
+"""Carries out what handlers ask for, on the event loop: sleeping, publishing, looking at a queue.
+
+Every permission has been checked by then (in Lua's `queue` module). Settling is the worker's own, through
+`settle`. A refusal is a reply `(None, error)`: kind Internal, retryable, with `reason` in its details.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from lunaq_runtime import codecs, headers
+from lunaq_runtime.brokers.base import BrokerError
+from lunaq_runtime.ids import Id, exchange_name
+from lunaq_runtime.lua.errors import INTERNAL, HandlerError
+from lunaq_runtime.lua.requests import Info, Publish, Sleep
+from lunaq_runtime.message import Outgoing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lunaq_runtime.brokers.base import Broker
+    from lunaq_runtime.entries.model import Queue
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes of a body, sent or received: RabbitMQ 4 takes no larger one."""
+
+Reply = tuple[Any, ...]
+
+
+class Requests:
+    """Carries out one consumer's requests on its broker.
+
+    `queues` are the document's; a queue that is not listed has its ID for a name, as the operator makes it.
+    """
+
+    def __init__(self, broker: Broker, driver: Id, queues: Mapping[Id, Queue]) -> None:
+        self._broker = broker
+        self._driver = driver
+        self._queues = queues
+
+    async def execute(self, request: Sleep | Publish | Info) -> Reply:
+        """Carry out a request and return what the Lua call returns."""
+        match request:
+            case Sleep(seconds=seconds):
+                await asyncio.sleep(seconds)
+                return ()
+            case Publish():
+                return await self._publish(request)
+            case Info(queue_id=queue_id):
+                return await self._info(queue_id)
+
+    async def _publish(self, request: Publish) -> Reply:
+        try:
+            await self._broker.publish(self._outgoing(request))
+        except HandlerError as error:
+            return None, error
+        except codecs.CodecError as error:
+            return None, _refused("encode_failed", str(error))
+        except BrokerError as error:
+            text = "queue not found" if error.reason == "queue_not_found" else str(error)
+            return None, _refused(error.reason, text)
+        return True, None
+
+    def _outgoing(self, request: Publish) -> Outgoing:
+        queue = self._resolve(request.queue_id)
+        if isinstance(queue, str):
+            name, codec = queue, codecs.JSON
+        else:
+            if queue.observe:
+                raise _refused("observed", f"queue {queue.id} is only observed: its owner publishes to it")
+            name, codec = queue.queue_name, queue.codec
+        body, content_type = codecs.encode(request.value, codec)
+        if len(body) > MAX_BODY:
+            raise _refused("too_large", f"the message has {len(body)} bytes, more than {MAX_BODY}")
+        properties, warnings = headers.to_properties(
+            request.headers, content_type, int(time.time()), str(uuid.uuid4()), map_priority=True
+        )
+        for warning in warnings:
+            logger.warning("publish to %s: %s", request.queue_id, warning)
+        return Outgoing(exchange_name(name), "", body, properties)
+
+    async def _info(self, queue_id: str) -> Reply:
+        try:
+            queue = self._resolve(queue_id)
+            info = await self._broker.queue_info(queue if isinstance(queue, str) else queue.queue_name)
+        except HandlerError as error:
+            return None, HandlerError(error.text, INTERNAL, retryable=False)
+        except BrokerError as error:
+            text = "queue not found" if error.reason == "queue_not_found" else str(error)
+            return None, HandlerError(text, INTERNAL, retryable=False)
+        return {
+            "message_count": info.ready,
+            "ready": info.ready,
+            "consumer_count": info.consumers,
+        }, None
+
+    def _resolve(self, queue_id: str) -> Queue | str:
+        """Find a listed queue, or the broker-side name of one that is not."""
+        parsed = Id.parse(queue_id)
+        queue = self._queues.get(parsed)
+        if queue is not None:
+            if queue.driver != self._driver:
+                raise _refused("queue_not_found", f"queue not found: {queue_id} is on another broker")
+            return queue
+        if not (parsed.namespace and parsed.name):
+            raise _refused("queue_not_found", "queue not found")
+        return queue_id
+
+
+def _refused(reason: str, text: str) -> HandlerError:
+    return HandlerError(text, INTERNAL, retryable=True, details={"reason": reason})

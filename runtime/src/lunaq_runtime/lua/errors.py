@@ -59,3 +59,7 @@ class HandlerError(Exception):
         self.detail_values = details or None
         self.contexts = contexts
         self.frames = frames
+
+
+class HandlerLoadError(Exception):
+    """A handler or one of its libraries does not load; the text names chunk, line and what to do."""

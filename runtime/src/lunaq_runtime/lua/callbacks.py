@@ -1,0 +1,222 @@
+"""The Python functions that the prelude may call; a handler reaches them only through Lua functions.
+
+Made once per state. None of them does I/O except `Host.log`; none lets a Python exception other than
+HandlerError into Lua.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from lunaq_runtime import codecs, durations
+from lunaq_runtime.lua import bridge, uuids, zones
+from lunaq_runtime.lua.bridge import shown, take, text
+from lunaq_runtime.lua.errors import INTERNAL, INVALID, HandlerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lunaq_runtime.lua.host import Host, Identity, MessageContext
+
+
+class Callbacks:
+    """State shared by the callbacks of one Lua state.
+
+    `wall_clock` tells Unix nanoseconds. `context` is the message being handled, `interrupted` tells why
+    the running code must end, and `to_lua` (set once Lua is up) converts plain data.
+    """
+
+    def __init__(self, host: Host, identity: Identity, wall_clock: Callable[[], int]) -> None:
+        self._host = host
+        self._wall_clock = wall_clock
+        self._identity = identity
+        self.context: MessageContext | None = None
+        self.interrupted: Callable[[], HandlerError | None] = lambda: None
+        self.to_lua: Callable[[Any], Any] = lambda value: value
+        self.out_of_memory = False
+        self._fed: list[Any] = []
+
+    def exported(self) -> dict[bytes, Any]:
+        """Build the table `S.host` of the prelude."""
+        functions: dict[str, Callable[..., Any]] = {
+            "can": self._can,
+            "error_call_stack": self._error_call_stack,
+            "error_details": lambda error: self.to_lua(_own(error).detail_values),
+            "error_kind": lambda error: _own(error).kind_value.encode(),
+            "error_message": lambda error: _bytes(_own(error).text),
+            "error_retryable": lambda error: _own(error).is_retryable,
+            "error_stack": lambda error: _bytes(stack_text(_own(error))),
+            "error_text": lambda error: _bytes(": ".join((*_own(error).contexts, _own(error).text))),
+            "feed": self._feed,
+            "format_duration": lambda nanoseconds: durations.format_duration(nanoseconds).encode(),
+            "json_decode": self._json_decode,
+            "json_encode": self._json_encode,
+            "log": self._log,
+            "make_error": self._make_error,
+            "message_header": self._message_header,
+            "message_headers": lambda: self.to_lua(self._message().headers or {}),
+            "message_id": lambda: _bytes(self._message().message_id),
+            "now": self._wall_clock,
+            "parse_duration": _parse_duration,
+            "wrap_error": _wrap_error,
+            "zone_known": lambda name: zones.known(shown(name)),
+            "zone_offset": lambda name, seconds: zones.offset(shown(name), seconds),
+            **uuids.functions(self._answer),
+        }
+        exported: dict[bytes, Any] = {
+            name.encode(): self._guarded(function) for name, function in functions.items()
+        }
+        exported[b"interrupted"] = self._interrupted
+        exported[b"ARRAY"] = bridge.ARRAY
+        exported[b"OBJECT"] = bridge.OBJECT
+        return exported
+
+    def warn(self, message: str) -> None:
+        """Log a warning about the message being handled."""
+        self._host.log("warn", message, self._automatic_fields(), "")
+
+    def take_fed(self, tokens: tuple[Any, ...]) -> list[Any]:
+        """Join what was fed before to the last tokens of a stream."""
+        fed, self._fed = self._fed, []
+        fed.extend(tokens)
+        return fed
+
+    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def guarded(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except HandlerError:
+                raise
+            except MemoryError:
+                self.out_of_memory = True
+                raise HandlerError("not enough memory", INTERNAL) from None
+            except Exception as error:
+                raise HandlerError(f"internal error: {type(error).__name__}: {error}", INTERNAL) from error
+
+        return guarded
+
+    def _interrupted(self) -> HandlerError | None:
+        return self.interrupted()
+
+    def _feed(self, *tokens: Any) -> None:
+        self._fed.extend(tokens)
+
+    def _message(self) -> MessageContext:
+        if self.context is None:
+            raise HandlerError("no delivery found in context", INVALID, retryable=False)
+        return self.context
+
+    def _message_header(self, key: bytes) -> Any:
+        return self.to_lua(self._message().headers.get(shown(key)))
+
+    def _can(self, action: bytes, resource: bytes) -> bool:
+        return bool(self._host.can(shown(action), shown(resource)))
+
+    def _automatic_fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "consumer": self._identity.consumer_id,
+            "queue": self._identity.queue_id,
+        }
+        if self.context is not None:
+            fields["message_id"] = self.context.message_id
+            fields["attempt"] = self.context.attempt
+        return fields
+
+    def _log(self, level: bytes, message: bytes, name: bytes, location: bytes, *tokens: Any) -> None:
+        fields = self._automatic_fields()
+        fields["location"] = shown(location)
+        given = take(iter(self.take_fed(tokens)))
+        fields.update((shown(key), value) for key, value in given.items())
+        self._host.log(level.decode(), shown(message), fields, shown(name))
+
+    def _make_error(
+        self,
+        message: bytes,
+        kind: bytes,
+        retryable: bool | None,  # noqa: FBT001 - in the order in which Lua passes it
+        frames: bytes,
+        *tokens: Any,
+    ) -> HandlerError:
+        details = take(iter(self.take_fed(tokens))) if tokens else None
+        return HandlerError(
+            shown(message), shown(kind), retryable=retryable, details=details, frames=_lines(frames)
+        )
+
+    def _error_call_stack(self, error: HandlerError) -> Any:
+        frames = []
+        for level, line in enumerate(_own(error).frames):
+            position, _, name = line.partition(": in ")
+            source, _, number = position.rpartition(":")
+            frames.append(
+                {
+                    "level": level,
+                    "source": source,
+                    "line": int(number) if number.lstrip("-").isdigit() else 0,
+                    "name": name,
+                    "type": "lua",
+                }
+            )
+        return self.to_lua({"thread": self._identity.consumer_id, "frames": frames}) if frames else None
+
+    def _answer(self, function: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
+        """Call `function`: (True, its result), or (False, error) for a ValueError."""
+        try:
+            return True, self.to_lua(function(*arguments))
+        except ValueError as error:
+            return False, HandlerError(str(error), INVALID, retryable=False)
+
+    def _json_encode(self, *tokens: Any) -> tuple[bool, Any]:
+        try:
+            return True, codecs.encode(take(iter(self.take_fed(tokens))), codecs.JSON)[0]
+        except codecs.CodecError as error:
+            reason = str(error).replace("the message", "the value")
+            return False, HandlerError(reason, INTERNAL, retryable=False)
+
+    def _json_decode(self, source: bytes) -> tuple[bool, Any]:
+        try:
+            return True, self.to_lua(codecs.decode(source, None, codecs.JSON))
+        except codecs.CodecError as error:
+            reason = str(error).replace("the body", "the text")
+            return False, HandlerError(reason, INTERNAL, retryable=False)
+
+
+def stack_text(error: HandlerError) -> str:
+    """Write what `err:stack()` returns: contexts outermost first, the message, and the Lua frames."""
+    return "\n".join((*error.contexts, error.text, *(f"\t{line}" for line in error.frames)))
+
+
+def _own(error: Any) -> HandlerError:
+    """Every Python object in Lua is a HandlerError, unless lupa itself raised something."""
+    return error if isinstance(error, HandlerError) else HandlerError(str(error), INTERNAL)
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _lines(frames: bytes) -> tuple[str, ...]:
+    return tuple(shown(frames).split("\n")) if frames else ()
+
+
+def _wrap_error(parent: Any, context: bytes, frames: bytes) -> HandlerError:
+    if isinstance(parent, bytes):
+        parent = HandlerError(shown(parent), frames=_lines(frames))
+    inner = _own(parent)
+    return HandlerError(
+        inner.text,
+        inner.kind_value,
+        retryable=inner.is_retryable,
+        details=inner.detail_values,
+        contexts=(shown(context), *inner.contexts),
+        frames=inner.frames or _lines(frames),
+    )
+
+
+def _parse_duration(value: bytes) -> int | None:
+    decoded = text(value)
+    try:
+        return durations.parse_duration(decoded) if isinstance(decoded, str) else None
+    except ValueError:
+        return None

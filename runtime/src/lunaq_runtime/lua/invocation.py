@@ -1,0 +1,227 @@
+"""One message's run through a Lua handler, step by step; made by `LuaState.start`, driven by the worker.
+
+`step` runs in a worker thread and never raises; `interrupt` may come from any other thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lunaq_runtime.lua import publishing
+from lunaq_runtime.lua.bridge import shown, take
+from lunaq_runtime.lua.errors import INTERNAL, INVALID, TIMEOUT, HandlerError
+from lunaq_runtime.lua.publishing import BadArgumentError, Call, Payload
+from lunaq_runtime.lua.requests import Finished, Publish, Request, Settle, Sleep
+
+if TYPE_CHECKING:
+    from lunaq_runtime.lua.host import MessageContext
+    from lunaq_runtime.lua.state import LuaState
+
+logger = logging.getLogger(__name__)
+
+_Operation = Callable[["Invocation", list[Any]], "Request | HandlerError"]
+
+_OUT_OF_MEMORY = b"not enough memory"
+_NANOSECONDS = 1_000_000_000
+
+
+def timeout_error(seconds: float) -> HandlerError:
+    """Make the error of a handler that exceeded its time limit."""
+    return HandlerError(
+        f"the handler exceeded its time limit of {seconds:g}s: make it faster or raise `timeout`",
+        TIMEOUT,
+        retryable=True,
+    )
+
+
+class Invocation:
+    """Runs the handler of `state` on `body`; its time limit counts from now."""
+
+    def __init__(self, state: LuaState, context: MessageContext, body: Any) -> None:
+        self._state = state
+        self._context = context
+        self._body = body
+        self._deadline = state.monotonic() + state.handler.timeout
+        self._error: HandlerError | None = None
+        self._started = False
+        self._finished: Finished | None = None
+        self._asked: Request | None = None
+        self._settled = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether it has finished."""
+        return self._finished is not None
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left of the handler's time limit; negative once it is exceeded."""
+        return self._deadline - self._state.monotonic()
+
+    def interrupt(self, error: HandlerError) -> None:
+        """Make running Lua code raise `error` soon, and a waiting one end at its next step."""
+        self._error = self._error or error
+
+    def abort(self, error: HandlerError) -> Finished:
+        """End it while it waits for a reply: it is never resumed, and its message is released."""
+        if self._finished is None:
+            try:
+                self._state.lua_abandon()
+            except Exception as failure:  # noqa: BLE001 - the state is lost, nothing else is to be done
+                return self._finish(self._crash(failure), state_lost=True)
+            self._finish(error)
+        return self._finished or Finished(error)
+
+    def step(self, reply: tuple[Any, ...] = ()) -> Request | Finished:
+        """Run Lua until it needs something or is over; `reply` answers the request before."""
+        if self._finished is not None:
+            return self._finished
+        ended = self._why_ended()
+        if ended is not None:
+            return self.abort(ended)
+        try:
+            return self._step(reply)
+        except MemoryError:
+            return self._finish(self._out_of_memory(), state_lost=True)
+        except Exception as failure:
+            logger.exception("a step of a handler failed")
+            return self._finish(self._crash(failure), state_lost=True)
+
+    def _why_ended(self) -> HandlerError | None:
+        """Tell why running code must end; called by the count hook, too."""
+        if self._error is None and self.remaining <= 0:
+            self._error = timeout_error(self._state.handler.timeout)
+        return self._error
+
+    def _step(self, reply: tuple[Any, ...]) -> Request | Finished:
+        state = self._state
+        if self._started:
+            outcome = state.lua_resume(True, *self._to_lua(reply))
+        else:
+            self._started = True
+            state.callbacks.context = self._context
+            state.callbacks.interrupted = self._why_ended
+            state.callbacks.out_of_memory = False
+            try:
+                body = state.to_lua(self._body)
+            except ValueError as error:
+                return self._finish(HandlerError(f"the body is {error}", INVALID, retryable=False))
+            self._body = None
+            outcome = state.lua_start(body)
+        while True:
+            if outcome is None:
+                return self._finish(None)
+            word, *arguments = outcome if isinstance(outcome, tuple) else (outcome,)
+            operation: _Operation | None = _OPERATIONS.get(word)
+            if operation is None:
+                return self._end(word, arguments)
+            try:
+                answer = operation(self, arguments)
+            except BadArgumentError as error:
+                outcome = state.lua_resume(False, str(error).encode())
+                continue
+            if isinstance(answer, HandlerError):
+                outcome = state.lua_resume(True, None, answer)
+                continue
+            self._asked = answer
+            return answer
+
+    def _to_lua(self, reply: tuple[Any, ...]) -> list[Any]:
+        if isinstance(self._asked, Publish):
+            for value in reply:
+                if isinstance(value, HandlerError) and not value.contexts:
+                    value.contexts = (publishing.PUBLISH_FAILED,)
+        elif isinstance(self._asked, Settle):
+            for value in reply:
+                if isinstance(value, HandlerError) and not value.contexts:
+                    value.contexts = (f"{self._settled} failed",)
+        return [value if isinstance(value, HandlerError) else self._state.to_lua(value) for value in reply]
+
+    # What the prelude yields ----------------------------------------------------------------------------
+
+    def _sleep(self, arguments: list[Any]) -> Sleep:
+        return Sleep(arguments[0] / _NANOSECONDS)
+
+    def _publish(self, arguments: list[Any]) -> Publish | HandlerError:
+        count, id_type, queue_id, state, refusal, *tokens = arguments
+        stream = iter(self._state.callbacks.take_fed(tuple(tokens)))
+        value = take(stream)
+        payload = Payload(shown(state), shown(refusal or b""), value, take(stream))
+        call = Call(count, shown(id_type), shown(queue_id or b""))
+        return publishing.check_publish(call, payload, self._state.host.can, self._state.callbacks.warn)
+
+    def _info(self, arguments: list[Any]) -> Request | HandlerError:
+        count, id_type, *rest = arguments
+        return publishing.check_info(Call(count, shown(id_type), shown(rest[0] or b"") if rest else ""))
+
+    def _ack(self, _arguments: list[Any]) -> Settle:
+        self._settled = "ack"
+        return Settle(ack=True)
+
+    def _nack(self, _arguments: list[Any]) -> Settle:
+        self._settled = "nack"
+        return Settle(ack=False)
+
+    # How it ends ----------------------------------------------------------------------------------------
+
+    def _end(self, word: bytes, arguments: list[Any]) -> Finished:
+        """Judge what the handler returned or raised (lua-api.md 1.6.2)."""
+        if word == b"raised":
+            return self._raised(*arguments)
+        if word == b"false":
+            return self._finish(_returned_false() if self._state.false_is_failure else None)
+        if word == b"error":
+            return self._finish(arguments[0])
+        if word == b"text":
+            return self._finish(HandlerError(shown(arguments[0]), INTERNAL, retryable=False))
+        kind, with_false = arguments
+        self._state.callbacks.warn(
+            f"the handler's second return value is a {shown(kind)}, which is no error:"
+            " return nil and an error of errors.new, or a text"
+        )
+        failed = with_false and self._state.false_is_failure
+        return self._finish(_returned_false() if failed else None)
+
+    def _raised(self, value: Any, trace: bytes, raises: int) -> Finished:
+        if value == _OUT_OF_MEMORY or self._state.callbacks.out_of_memory:
+            return self._finish(self._out_of_memory(), state_lost=True)
+        if raises:
+            # Raised more than once, it was caught on the way: whoever caught it may have left a mess.
+            return self._finish(self._error, state_lost=raises > 1)
+        if isinstance(value, HandlerError):
+            return self._finish(value)
+        frames = tuple(line.strip() for line in shown(trace).split("\n")[1:])
+        text = str(value) if isinstance(value, BaseException) else shown(value)
+        return self._finish(HandlerError(text, INTERNAL, frames=frames))
+
+    def _finish(self, error: HandlerError | None, *, state_lost: bool = False) -> Finished:
+        self._state.callbacks.context = None
+        self._finished = Finished(error, self._settled, state_lost)
+        return self._finished
+
+    def _out_of_memory(self) -> HandlerError:
+        limit = self._state.handler.memory_limit
+        return HandlerError(
+            f"the handler needs more than its memory limit of {limit} bytes: raise `memoryLimit`",
+            INTERNAL,
+            retryable=True,
+            details={"reason": "out_of_memory"},
+        )
+
+    def _crash(self, failure: BaseException) -> HandlerError:
+        return HandlerError(f"internal error: {type(failure).__name__}: {failure}", INTERNAL, retryable=True)
+
+
+def _returned_false() -> HandlerError:
+    return HandlerError("the handler returned false", INTERNAL)
+
+
+_OPERATIONS: dict[bytes, _Operation] = {
+    b"sleep": Invocation._sleep,  # noqa: SLF001 - the table belongs to the class
+    b"publish": Invocation._publish,  # noqa: SLF001
+    b"info": Invocation._info,  # noqa: SLF001
+    b"ack": Invocation._ack,  # noqa: SLF001
+    b"nack": Invocation._nack,  # noqa: SLF001
+}

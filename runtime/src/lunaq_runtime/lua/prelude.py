@@ -1,0 +1,51 @@
+"""Starts a sandboxed Lua runtime and runs the prelude in it; used by `state` and `check`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from lupa.lua54 import LuaRuntime
+
+FILES = (
+    "sandbox",
+    "scheduler",
+    "encode",
+    "errors",
+    "queue",
+    "modules",
+    "time",
+    "calendar",
+    "stdlib",
+    "loader",
+)
+"""In this order: each uses what the ones before left in the shared table."""
+
+
+@cache
+def _source(name: str) -> bytes:
+    return (resources.files("lunaq_runtime.lua") / "prelude" / f"{name}.lua").read_bytes()
+
+
+def _no_attribute(_object: object, name: str, _setting: bool) -> str:  # noqa: FBT001 - lupa calls it so
+    raise AttributeError(f"attribute {name!r} is not reachable from Lua")
+
+
+def new_runtime() -> Any:
+    """Make a bare runtime that counts its memory; strings are bytes at the boundary."""
+    return LuaRuntime(
+        encoding=None,
+        unpack_returned_tuples=True,
+        register_eval=False,
+        register_builtins=False,
+        attribute_filter=_no_attribute,
+        max_memory=0,
+    )
+
+
+def run_prelude(runtime: Any, shared: Any) -> None:
+    """Run the prelude's files with the table `shared`, through which they find each other."""
+    load = runtime.globals()[b"load"]
+    for name in FILES:
+        load(_source(name), b"=[lunaq]", b"t")(shared)

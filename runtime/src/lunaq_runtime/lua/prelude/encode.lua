@@ -1,0 +1,136 @@
+-- Flattens Lua values into a stream of tokens, which Python turns into plain data (lua/bridge.py).
+-- A table is a marker, a count, and its parts; nil is null (lua-api.md 1.2).
+local S = ...
+
+local type, next, error, pcall, rawequal, rawget = type, next, error, pcall, rawequal, rawget
+local setmetatable = setmetatable
+local mathtype, unpack = math.type, table.unpack
+local metatable_of, opaque, call = S.raw_metatable, S.opaque, S.call
+local ARRAY, OBJECT, error_text, feed = S.host.ARRAY, S.host.OBJECT, S.host.error_text, S.host.feed
+
+local MAX_DEPTH = 128
+local CHUNK = 4000 -- values per call to Python; Lua's stack has an end
+
+local empty_object = { __name = "object" }
+
+-- An empty table that encodes as {} instead of [].
+function S.new_object()
+  return setmetatable({}, empty_object)
+end
+
+local refusal -- why the value being flattened cannot be encoded
+
+local function refuse(text)
+  refusal = text
+  error(refuse, 0)
+end
+
+-- A table with the keys 1..n is an array, and so is an empty one unless it came from an empty object.
+-- Anything else is an object with its keys as they are: what mixed keys and holes mean is the codec's.
+local function kind_of(value)
+  local count, highest, plain = 0, 0, true
+  for key in next, value do
+    local kind = type(key)
+    count = count + 1
+    if mathtype(key) == "integer" and key >= 1 then
+      if key > highest then
+        highest = key
+      end
+    elseif kind == "string" or kind == "number" or kind == "boolean" then
+      plain = false
+    else
+      refuse("cannot encode a table with a key of type " .. kind)
+    end
+  end
+  if plain and highest == count and (count > 0 or not rawequal(metatable_of(value), empty_object)) then
+    return ARRAY, count
+  end
+  return OBJECT, count
+end
+
+local flatten
+
+local function flatten_table(value, out, n, depth, seen)
+  value = S.frozen[value] or value
+  if seen[value] then
+    refuse("cannot encode recursive nesting (a table that contains itself)")
+  elseif depth >= MAX_DEPTH then
+    refuse("cannot encode beyond the maximum depth of " .. MAX_DEPTH)
+  end
+  local kind, count = kind_of(value)
+  seen[value] = true
+  out[n + 1], out[n + 2] = kind, count
+  n = n + 2
+  if rawequal(kind, ARRAY) then
+    for index = 1, count do
+      n = flatten(rawget(value, index), out, n, depth + 1, seen)
+    end
+  else
+    for key, item in next, value do
+      out[n + 1] = key
+      n = flatten(item, out, n + 1, depth + 1, seen)
+    end
+  end
+  seen[value] = nil
+  return n
+end
+
+function flatten(value, out, n, depth, seen)
+  local kind = type(value)
+  if kind == "string" or kind == "number" or kind == "boolean" then
+    out[n + 1] = value
+  elseif kind == "table" and not opaque[metatable_of(value)] then
+    return flatten_table(value, out, n, depth, seen)
+  elseif kind == "userdata" then
+    out[n + 1] = call(error_text, value)
+  else
+    out[n + 1] = nil -- assigned on purpose: a refused value may have left a token here
+  end
+  return n + 1
+end
+
+-- Appends `value` to `out` after position n; returns the new length, or nil and why it cannot be encoded.
+function S.flatten(value, out, n)
+  if type(value) ~= "table" then
+    return flatten(value, out, n, 0)
+  end
+  local ok, result = pcall(flatten, value, out, n, 0, {})
+  if ok then
+    return result
+  elseif rawequal(result, refuse) then
+    return nil, refusal
+  end
+  error(result, 0)
+end
+
+-- Appends the string-keyed entries of `value` as an object; what cannot be encoded becomes `<why>`.
+function S.flatten_fields(value, out, n)
+  out[n + 1] = OBJECT
+  local at, count = n + 2, 0
+  n = at
+  if value then
+    for key, item in next, value do
+      if type(key) == "string" then
+        local length, why = S.flatten(item, out, n + 1)
+        if not length then
+          out[n + 2] = "<" .. why .. ">"
+          length = n + 2
+        end
+        out[n + 1] = key
+        n, count = length, count + 1
+      end
+    end
+  end
+  out[at] = count
+  return n
+end
+
+-- Calls `send(..., tokens)`, having fed Python all but the last CHUNK tokens before.
+function S.with_tokens(out, n)
+  local first = 1
+  while n - first >= CHUNK do
+    call(feed, unpack(out, first, first + CHUNK - 1))
+    first = first + CHUNK
+  end
+  return unpack(out, first, n)
+end

@@ -1,0 +1,146 @@
+-- The `queue` module (lua-api.md section 1). Publishing yields its raw arguments: all checks happen in
+-- Python (lua/publishing.py), in their order, without a call back in between.
+local S = ...
+
+local type, next, select, tostring, error = type, next, select, tostring, error
+local call, host, request, fail = S.call, S.host, S.request, S.fail
+
+local function id_of(value)
+  if type(value) == "number" then
+    return "string", tostring(value)
+  end
+  return type(value), type(value) == "string" and value or nil
+end
+
+-- Flattens what lua-api.md 1.3 accepts; an unsupported value becomes nil, which Python reports.
+local function flatten_headers(headers, out, n)
+  out[n + 1] = host.OBJECT
+  local at, count = n + 2, 0
+  n = at
+  if type(headers) == "table" then
+    for key, value in next, headers do
+      if type(key) == "string" then
+        local kind = type(value)
+        out[n + 1] = key
+        out[n + 2] = (kind == "string" or kind == "boolean" or kind == "number") and value or nil
+        if value == false then
+          out[n + 2] = false
+        end
+        n, count = n + 2, count + 1
+      end
+    end
+  end
+  out[at] = count
+  return n
+end
+
+local queue = {}
+
+function queue.publish(...)
+  if not S.delivery then
+    return fail("no context")
+  end
+  local count, id, data, headers = select("#", ...), ...
+  local id_type, id_text = id_of(id)
+  local empty = data == nil or data == ""
+  local state = (count < 2 or data == nil) and "missing" or "given"
+  local out, n, why = {}, nil, nil
+  if type(data) == "table" then
+    empty = next(data) == nil
+  end
+  if state == "given" and empty then
+    state = "empty"
+  end
+  n, why = S.flatten(data, out, 0)
+  if not n then
+    out, n = {}, 1
+  end
+  n = flatten_headers(headers, out, n)
+  return request("publish", count, id_type, id_text, state, why, S.with_tokens(out, n))
+end
+
+function queue.info(...)
+  if not S.delivery then
+    return fail("no context")
+  end
+  local id_type, id_text = id_of((...))
+  return request("info", select("#", ...), id_type, id_text)
+end
+
+-- Message wrapper -> the delivery it belongs to; S.delivery changes with every message.
+local deliveries = setmetatable({}, { __mode = "k" })
+
+local function delivery_of(message, name)
+  local delivery = deliveries[message]
+  if not delivery then
+    error("msg:" .. name .. "() needs a message; call it with a colon", 3)
+  end
+  if delivery ~= S.delivery then
+    return fail("queue.Message released")
+  end
+  return delivery
+end
+
+local methods = {}
+
+function methods.id(message)
+  local delivery, err = delivery_of(message, "id")
+  if not delivery then
+    return nil, err
+  end
+  return call(host.message_id), nil
+end
+
+function methods.header(message, key)
+  local delivery, err = delivery_of(message, "header")
+  if not delivery then
+    return nil, err
+  end
+  if type(key) ~= "string" then
+    S.bad_argument(1, "header", "string expected, got " .. type(key))
+  end
+  return call(host.message_header, key), nil
+end
+
+function methods.headers(message)
+  local delivery, err = delivery_of(message, "headers")
+  if not delivery then
+    return nil, err
+  end
+  return call(host.message_headers), nil
+end
+
+local function settle(name)
+  return function(message)
+    local delivery, err = delivery_of(message, name)
+    if not delivery then
+      return nil, err
+    elseif delivery.settled then
+      return fail("queue.Message already settled")
+    end
+    delivery.settled = true
+    return request(name)
+  end
+end
+methods.ack = settle("ack")
+methods.nack = settle("nack")
+
+local Message = S.class("queue.Message", methods, {
+  __tostring = function(message)
+    if deliveries[message] ~= S.delivery then
+      return "queue.Message{released}"
+    end
+    return "queue.Message{id=" .. call(host.message_id) .. "}"
+  end,
+})
+
+function queue.message()
+  if not S.delivery then
+    return fail("no delivery found in context")
+  end
+  local message = setmetatable({}, Message)
+  deliveries[message] = S.delivery
+  return message, nil
+end
+
+S.modules.queue = queue

@@ -1,0 +1,202 @@
+-- Runs a handler as a coroutine that Python drives, and ends it when its time is up.
+-- A blocking call yields TOKEN and a request through every coroutine the handler made; no handler can get
+-- hold of TOKEN or REPLY, so its own yields and resumes cannot be mistaken for ours.
+local S = ...
+
+local coroutine, error, type, rawequal, select = coroutine, error, type, rawequal, select
+local raw_create, raw_resume, raw_yield = coroutine.create, coroutine.resume, coroutine.yield
+local raw_close, running, status = coroutine.close, coroutine.running, coroutine.status
+local sethook, traceback, clock, call = S.sethook, S.traceback, os.clock, S.call
+local interrupted = S.host.interrupted
+
+local TOKEN, REPLY = {}, {}
+local COUNT = 10000 -- instructions between two looks at the clock
+local PATIENCE = 0.01 -- seconds of CPU time between two questions to Python, which need the GIL
+
+local main -- the coroutine of the running handler, or of a chunk being loaded
+local ended -- the error that ends it, once its time is up or it was interrupted
+local raises = 0 -- how often that error had to be raised
+local asked = clock()
+
+local function on_count()
+  if ended == nil then
+    local now = clock()
+    if now - asked < PATIENCE and now >= asked then
+      return
+    end
+    asked = now
+    ended = call(interrupted)
+    if ended == nil then
+      return
+    end
+  end
+  raises = raises + 1
+  -- From now on at every instruction, so that no pcall can go on.
+  sethook(on_count, "", 1)
+  error(ended, 0)
+end
+
+local function create(body)
+  if ended ~= nil then
+    error(ended, 0)
+  end
+  local thread = raw_create(body)
+  sethook(thread, on_count, "", COUNT)
+  return thread
+end
+
+local function pass(thread, ok, first, ...)
+  if ok and rawequal(first, TOKEN) then
+    return pass(thread, raw_resume(thread, raw_yield(TOKEN, ...)))
+  end
+  return ok, first, ...
+end
+
+local function unwrap(thread, ok, ...)
+  if ok then
+    return ...
+  end
+  if status(thread) == "dead" then
+    raw_close(thread)
+  end
+  error((...), 0)
+end
+
+local function checked(name, body)
+  if type(body) ~= "function" then
+    S.bad_argument(1, name, "function expected, got " .. type(body), 3)
+  end
+end
+
+S.coroutine = {
+  close = raw_close,
+  isyieldable = coroutine.isyieldable,
+  running = running,
+  status = status,
+  create = function(body)
+    checked("create", body)
+    return create(body)
+  end,
+  resume = function(thread, ...)
+    if ended ~= nil then
+      error(ended, 0)
+    end
+    return pass(thread, raw_resume(thread, ...))
+  end,
+  wrap = function(body)
+    checked("wrap", body)
+    local thread = create(body)
+    return function(...)
+      if ended ~= nil then
+        error(ended, 0)
+      end
+      return unwrap(thread, pass(thread, raw_resume(thread, ...)))
+    end
+  end,
+  yield = function(...)
+    if rawequal(running(), main) then
+      error("attempt to yield from outside a coroutine", 2)
+    end
+    return raw_yield(...)
+  end,
+  spawn = function()
+    error("coroutine.spawn is not available in this version of Lunaq", 2)
+  end,
+}
+
+local function answer(mark, ok, ...)
+  if not rawequal(mark, REPLY) then
+    error("this coroutine was waiting on behalf of an earlier message and cannot go on", 0)
+  end
+  if ok then
+    return ...
+  end
+  error((...), 2)
+end
+
+-- Asks Python for something and waits; callers return this as a tail call, so that an error raised here
+-- names the handler's line.
+function S.request(operation, ...)
+  return answer(raw_yield(TOKEN, operation, ...))
+end
+
+local function begin(body)
+  main = raw_create(body)
+  ended, raises, asked = nil, 0, clock()
+  sethook(main, on_count, "", COUNT)
+  return main
+end
+
+-- What a dead coroutine ended with, as values Python can take: text, traceback, or an error object.
+local function failure(thread, value)
+  local trace = traceback(thread)
+  if ended == nil then
+    raw_close(thread)
+  end
+  if type(value) == "table" then
+    local message = S.rawget(value, "message")
+    value = type(message) == "string" and message or "the error is a table without a text `message`"
+  elseif type(value) ~= "string" and type(value) ~= "userdata" then
+    value = S.tostring(value)
+  end
+  return value, trace, raises
+end
+
+local function finished(ok, ...)
+  local thread = main
+  main, S.delivery = nil, nil
+  if not ok then
+    return "raised", failure(thread, (...))
+  end
+  local first, second = ...
+  if second == nil then
+    if first == false then
+      return "false"
+    elseif type(first) == "userdata" then
+      return "error", first
+    end
+    return nil
+  elseif type(second) == "userdata" then
+    return "error", second
+  elseif type(second) == "string" then
+    return "text", second
+  end
+  return "other", type(second), first == false
+end
+
+local function drive(ok, first, ...)
+  if ok and rawequal(first, TOKEN) then
+    return ...
+  end
+  return finished(ok, first, ...)
+end
+
+-- Starts the handler on one body; returns nothing for success, or a word and what belongs to it.
+function S.start(body)
+  S.delivery = {}
+  local thread = begin(S.handler)
+  return drive(raw_resume(thread, body))
+end
+
+-- Hands a reply to the waiting handler: `ok` false raises the value there.
+function S.resume(ok, ...)
+  return drive(raw_resume(main, REPLY, ok, ...))
+end
+
+-- Forgets the waiting handler; it is never resumed, its open variables are not closed.
+function S.abandon()
+  main, S.delivery = nil, nil
+end
+
+-- Runs a chunk to its end before any message: true and its values, or false and the error.
+function S.run(body)
+  local function over(ok, ...)
+    local thread = main
+    main = nil
+    if ok then
+      return true, ...
+    end
+    return false, failure(thread, (...))
+  end
+  return over(raw_resume(begin(body)))
+end

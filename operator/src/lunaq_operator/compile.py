@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-NAMESPACE_VARIABLE = "LUNAQ_NAMESPACE"
-"""What `env.get` always knows: the Consumer's namespace, so that a handler can name its neighbours."""
-
 _FILE = "file://"
 
 
@@ -68,7 +65,7 @@ def entries_document(
 def policy_document(consumer: Id, policy: Policy) -> Document:
     """Compile the document that `--policy` names."""
     entry = {
-        "name": f"policy.{consumer.name}",
+        "name": consumer.name,
         "kind": "security.policy",
         "consumer": str(consumer),
         "publish": policy.publish,
@@ -120,12 +117,7 @@ def _needs_telling(other: Queue, queue: Queue) -> bool:
 
 
 def _driver_id(namespace: str, broker: str) -> Id:
-    """Return a Broker's ID as an entry.
-
-    The prefix has a dot, which names of Queues and Consumers never have: entries share one namespace of
-    names, and a Broker may be called like a Queue.
-    """
-    return Id(namespace, f"broker.{broker}")
+    return Id(namespace, broker)
 
 
 def _driver(broker: Broker) -> Document:
@@ -169,7 +161,7 @@ def _queue(queue: Queue, broker: Broker, *, cluster: str) -> Document:
 
 
 def _library_id(name: str, consumer: Consumer) -> Id:
-    return Id(consumer.namespace, f"library.{name}")
+    return Id(consumer.namespace, name)
 
 
 def _library(name: str, source: str, consumer: Consumer) -> Document:
@@ -192,10 +184,7 @@ def _consumer(consumer: Consumer, code: Code) -> Document:
         "concurrency": consumer.concurrency,
         "prefetch": consumer.prefetch,
         "lunaq": {
-            "env": {
-                NAMESPACE_VARIABLE: consumer.namespace,
-                **{variable.name: variable.value for variable in handler.env if variable.value_from is None},
-            },
+            "env": {variable.name: variable.value for variable in handler.env if variable.value_from is None},
             "envFrom": [variable.name for variable in handler.env if variable.value_from is not None],
             "timeout": _duration(handler.timeout),
             "memoryLimit": handler.memory_limit,

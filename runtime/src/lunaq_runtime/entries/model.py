@@ -15,19 +15,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS of a connection; `ca`, `cert` and `key` are PEM texts, empty where not given."""
+
+    server_name: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = field(default="", repr=False)
+    insecure_skip_verify: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Driver:
     """A broker to connect to. `kind` is `memory` or `amqp`; `url` may carry no credentials in a pod,
     where they come from mounted files. Times are in seconds; `None` is the library's default.
+
+    `url` has virtual host and authentication mechanism filled in. `default_message_ttl_ms` is the
+    expiration of messages whose publisher sets none.
     """
 
     id: Id
     kind: str
-    url: str = ""
+    url: str = field(default="", repr=False)
     connection_name: str = ""
     heartbeat: float | None = None
     connection_timeout: float | None = None
     reconnect_delay: float = 1.0
     reconnect_max_delay: float = 30.0
+    tls: Tls | None = None
+    default_message_ttl_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

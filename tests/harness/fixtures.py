@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.apiserver import ApiServer
 from harness.broker import Broker
+from harness.kubernetes import Cluster, external_kubeconfig
 from harness.processes import release_ports
 from harness.rabbitmq import RabbitMQ, broker_of_environment
 
@@ -63,3 +65,30 @@ def restartable_rabbitmq() -> Iterator[RabbitMQ]:
         yield node
     finally:
         node.stop()
+
+
+@pytest.fixture(scope="session")
+def apiserver() -> Iterator[Cluster]:
+    """One API server for the whole run, our kinds installed; or the cluster of LUNAQ_TEST_KUBECONFIG."""
+    external = external_kubeconfig()
+    cluster = Cluster(external) if external else ApiServer()
+    try:
+        if isinstance(cluster, ApiServer):
+            cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def crds(apiserver: Cluster) -> None:
+    """The custom resource definitions of crds/, served by `apiserver`."""
+    apiserver.install_crds()
+
+
+@pytest.fixture
+def namespace(apiserver: Cluster) -> Iterator[str]:
+    """A namespace of the test's own in `apiserver`; its deletion is begun afterwards and not awaited."""
+    name = apiserver.new_namespace()
+    yield name
+    apiserver.delete_namespace(name)

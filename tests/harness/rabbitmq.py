@@ -13,11 +13,12 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from harness.broker import Broker
 from harness.processes import Process, accepts, free_port
 from harness.toolchain import MissingToolError, system_program
+from harness.waiting import wait_for
 
 _SERVER_BIN = Path("/usr/lib/rabbitmq/bin")
 _OPEN_FILES = 20_000  # with 1,024 new connections hang at some 360 quorum queues
@@ -129,9 +130,31 @@ class RabbitMQ(Broker):
         self.shut_down()
         self.start()
 
-    def kill(self) -> None:
-        """Crash the node by SIGKILL, its data kept: `start` brings it back."""
+    def kill(self, *, settled: bool = True) -> None:
+        """Crash the node by SIGKILL, its data kept: `start` brings it back.
+
+        RabbitMQ writes the name of a new quorum queue to the disk up to a second after it confirmed
+        the declaration; a queue younger than that never answers again. So this waits for the names
+        first, unless `settled` is false.
+        """
+        if settled and self._beam.running:
+            self.settle()
         self._beam.kill()
+
+    def settle(self) -> None:
+        """Wait until a crash could no longer lose a quorum queue that is declared now."""
+        queues = self.api("GET", "/queues?disable_stats=true&enable_queue_totals=true")
+        names = [
+            f"{quote(queue['vhost'], safe='')}_{queue['name']}".encode()
+            for queue in queues
+            if queue.get("type") == "quorum" or queue.get("arguments", {}).get("x-queue-type") == "quorum"
+        ]
+        registry = self._dir / "data" / "rabbit@localhost" / "quorum" / "rabbit@localhost" / "names.dets"
+        wait_for(
+            lambda: all(name in registry.read_bytes() for name in names),
+            "RabbitMQ to write its quorum queues' names to the disk",
+            timeout=15,
+        )
 
     def pause(self) -> None:
         """Freeze the node: connections stay open and nothing answers, until `resume`."""

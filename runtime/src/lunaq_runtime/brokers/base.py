@@ -20,7 +20,8 @@ class BrokerError(Exception):
     """A broker said no, or could not be reached; `reason` is a word for machines.
 
     Reasons: `connection`, `timeout`, `nacked`, `unroutable`, `queue_not_found`, `access_refused`,
-    `immutable_arguments`, `closed`. The text names the object and never a credential.
+    `immutable_arguments` (it exists with others), `invalid_arguments` (the broker takes no such ones),
+    `encode_failed` (the message does not fit AMQP), `closed`. The text names the object, never a credential.
     """
 
     def __init__(self, reason: str, text: str) -> None:

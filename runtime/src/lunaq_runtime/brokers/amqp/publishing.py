@@ -14,14 +14,14 @@ from aiormq.exceptions import DeliveryError, PublishError
 from lunaq_runtime.brokers.amqp.errors import broker_error, translated
 from lunaq_runtime.brokers.amqp.properties import to_amqp
 from lunaq_runtime.brokers.base import BrokerError
+from lunaq_runtime.brokers.wire import check_names
 
 if TYPE_CHECKING:
     from aiormq.channel import Channel
 
     from lunaq_runtime.brokers.amqp.link import Link
+    from lunaq_runtime.brokers.amqp.properties import ExactProperties
     from lunaq_runtime.message import Outgoing
-
-_SHORT_STRING = 255
 
 
 class Publisher:
@@ -38,16 +38,13 @@ class Publisher:
     async def publish(self, message: Outgoing, deadline: float) -> None:
         """Publish and await the confirm until `deadline` (loop time); BrokerError as `brokers.base` says."""
         what = f"cannot publish to exchange '{message.exchange}'"
-        if (
-            len(message.exchange.encode()) > _SHORT_STRING
-            or len(message.routing_key.encode()) > _SHORT_STRING
-        ):
-            raise BrokerError("encode_failed", f"{what}: names are at most {_SHORT_STRING} bytes long")
+        check_names(message.exchange, message.routing_key)
+        properties = to_amqp(message.properties)
         await self._until_unblocked(what, deadline)
         try:
             async with asyncio.timeout_at(deadline):
                 with translated(what):
-                    await self._through(message, what)
+                    await self._through(message, properties, what)
         except TimeoutError as error:
             blocked = not await self._link.unblocked(0)
             why = "the broker blocks publishers (connection.blocked)" if blocked else "no confirm in time"
@@ -67,27 +64,27 @@ class Publisher:
             if loop.time() >= deadline:
                 raise BrokerError("timeout", f"{what}: the broker blocks publishers (connection.blocked)")
 
-    async def _through(self, message: Outgoing, what: str) -> None:
+    async def _through(self, message: Outgoing, properties: ExactProperties, what: str) -> None:
         exchange = message.exchange
         if exchange not in self._proven:
             async with self._proving.setdefault(exchange, asyncio.Lock()):
                 if exchange not in self._proven:
-                    await self._first(message, what)
+                    await self._first(message, properties, what)
                     return
         try:
-            await self._send(await self._shared(), message, what)
+            await self._send(await self._shared(), message, properties, what)
         except BrokerError as error:
             # Deleted or forbidden since: look again before the shared channel is used for it once more.
-            if error.reason not in ("nacked", "unroutable", "encode_failed"):
+            if error.reason not in ("nacked", "unroutable"):
                 self._proven.discard(exchange)
             raise
 
-    async def _first(self, message: Outgoing, what: str) -> None:
+    async def _first(self, message: Outgoing, properties: ExactProperties, what: str) -> None:
         channel = await self._link.channel(confirms=True)
         try:
             if message.exchange:
                 await channel.exchange_declare(message.exchange, passive=True)
-            await self._send(channel, message, what)
+            await self._send(channel, message, properties, what)
             self._proven.add(message.exchange)
         except BrokerError as error:
             # The broker looked at the message, so the exchange is there and ours to write to.
@@ -105,8 +102,9 @@ class Publisher:
                 self._channel = await self._link.channel(confirms=True)
             return self._channel
 
-    async def _send(self, channel: Channel, message: Outgoing, what: str) -> None:
-        properties = to_amqp(message.properties)
+    async def _send(
+        self, channel: Channel, message: Outgoing, properties: ExactProperties, what: str
+    ) -> None:
         # aiormq matches a Basic.Return by the message id alone, so one id is in flight only once.
         message_id = properties.message_id
         while message_id and (other := self._ids.get(message_id)):

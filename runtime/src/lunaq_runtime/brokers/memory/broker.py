@@ -76,7 +76,7 @@ class MemoryBroker:
     async def queue_info(self, name: str) -> QueueInfo:
         self._require_connection()
         queue = self.backend.queue(name)
-        return QueueInfo(len(queue), len(queue.consumers))
+        return QueueInfo(queue.depth, len(queue.consumers))
 
     async def exchange_exists(self, name: str) -> bool:
         self._require_connection()

@@ -101,7 +101,9 @@ class MemoryQueue:
         """Whether returns are counted and dead letters may be at least once."""
         return bool(self._argument("x-queue-type") == "quorum")
 
-    def __len__(self) -> int:
+    @property
+    def depth(self) -> int:
+        """Count what is ready."""
         return len(self._ready)
 
     def messages(self) -> list[Message]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.memory.queue import MemoryQueue, Message
+from lunaq_runtime.brokers.wire import check, check_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,8 @@ class MemoryServer:
 
     def publish(self, outgoing: Outgoing) -> None:
         """Route a copy of the message to each queue, or raise what a confirm would have said."""
+        check_names(outgoing.exchange, outgoing.routing_key)
+        check(outgoing.properties)
         if outgoing.exchange and outgoing.exchange not in self.exchanges:
             raise BrokerError("queue_not_found", f"no exchange '{outgoing.exchange}'")
         targets = self._route(outgoing.exchange, outgoing.routing_key)

@@ -116,15 +116,16 @@ def _read(document: Mapping[str, Any] | str, problems: Problems) -> tuple[str, l
         text = f"entries: must be a list, not {kind_of(listed)}: begin each entry with a dash"
         problems.errors.append(text)
         listed = []
-    result: dict[Id, Entry] = {}
+    # References are typed, so entries of different kinds may share an ID, as resources of Kubernetes do.
+    result: dict[tuple[str, Id], Entry] = {}
     for index, item in enumerate(listed):
         entry = read_entry(item, f"entries[{index}]", namespace, problems)
         if entry is None:
             continue
-        if entry.id in result:
-            entry.place.error("name", f"{entry.id} is taken by {result[entry.id].place.label}: rename one")
-        else:
-            result[entry.id] = entry
+        family = "queue.driver" if entry.kind in _DRIVER_KINDS else entry.kind
+        first = result.setdefault((family, entry.id), entry)
+        if first is not entry:
+            entry.place.error("name", f"{entry.id} is taken by {first.place.label}: rename one")
     return namespace, list(result.values())
 
 

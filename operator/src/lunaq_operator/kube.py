@@ -46,6 +46,11 @@ class KubeError(Exception):
         self.status = status
         self.reason = reason
 
+    @property
+    def changed_meanwhile(self) -> bool:
+        """Whether the object was not, or no longer, the one that the write meant."""
+        return self.status in (_CONFLICT, _INVALID)
+
 
 async def load(kubeconfig: str = "") -> Configuration:
     """Find the API server: `kubeconfig`, else KUBECONFIG, else the pod's ServiceAccount, else ~/.kube."""

@@ -49,14 +49,21 @@ class Scope:
 class Lists:
     """An aiohttp client middleware: reads the lists that kopf reads, and hears the watches' heartbeat.
 
-    `on_change` is told of every object that a list brought, changed or made vanish; `clock` is monotonic.
+    `on_change` is told of every object that a list brought, changed or made vanish, `on_listed` of every
+    complete list; `clock` is monotonic.
     """
 
     def __init__(
-        self, store: Store, on_change: Changed, *, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        on_change: Changed,
+        on_listed: Callable[[], None] = lambda: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._on_change = on_change
+        self._on_listed = on_listed
         self._clock = clock
         now = clock()
         self._scopes = {
@@ -108,6 +115,7 @@ class Lists:
             self._on_change(kind, obj)
         if gone:
             log.info("%d %s vanished unseen between two lists", len(gone), kind.plural)
+        self._on_listed()
 
 
 class _AliveContent:

@@ -1,0 +1,226 @@
+"""The operator's process: `lunaq-operator run` and `lunaq-operator release-finalizers`.
+
+Arguments become `Settings`, signals become one stop event, and every way of ending that is not a clean
+stop exits non-zero, so that the kubelet starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lunaq_operator import connections, health, kinds, kube, names, oplogs
+from lunaq_operator.engine import Engine
+from lunaq_operator.kube import Kube, KubeError
+from lunaq_operator.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+log = logging.getLogger(__name__)
+
+_EXIT_PATIENCE = 3.0
+"""Seconds between losing the lease and the end of the process; another may lead 4 s after we lost it."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Lunaq's operator: makes queues and deployments out of Brokers, Queues and Consumers.
+
+    To run handlers without a cluster, see `lunaq run`.
+    """
+
+
+@main.command()
+@click.option("--runtime-image", required=True, help="The image of Consumers' pods.")
+@click.option(
+    "--runtime-image-pull-policy",
+    type=click.Choice(["IfNotPresent", "Always", "Never"]),
+    default="IfNotPresent",
+    show_default=True,
+    help="When nodes pull it.",
+)
+@click.option(
+    "--runtime-image-pull-secret",
+    "pull_secrets",
+    multiple=True,
+    help="A Secret with which nodes pull it, in each Consumer's namespace. May be repeated.",
+)
+@click.option(
+    "--cluster-id",
+    default="",
+    help="Who this cluster is on a broker that several share. Default: the UID of namespace kube-system.",
+)
+@click.option(
+    "--namespace",
+    "namespaces",
+    multiple=True,
+    help="Serve only this namespace. May be repeated. Default: all namespaces.",
+)
+@click.option("--lease-name", default="lunaq-operator", show_default=True, help="The Lease to lead by.")
+@click.option("--lease-namespace", default="", help="Where the Lease is. Default: the pod's namespace.")
+@click.option("--workers", default=8, show_default=True, help="How many objects are worked on at once.")
+@click.option(
+    "--health-port", default=8081, show_default=True, help="Port of /healthz and /readyz; 0 takes any."
+)
+@click.option("--kubeconfig", default="", help="Default: KUBECONFIG, the pod's ServiceAccount, ~/.kube.")
+@click.option("--log-format", type=click.Choice(["json", "text"]), default="json", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def run(**options: Any) -> None:
+    """Watch the cluster and serve its Brokers, Queues and Consumers until SIGTERM.
+
+    Exits with 1 when the lease is lost, the watching ends, or the start fails; the kubelet starts anew.
+    """
+    oplogs.configure(options["log_format"], options["log_level"])
+    settings = Settings(
+        runtime_image=options["runtime_image"],
+        runtime_image_pull_policy=options["runtime_image_pull_policy"],
+        runtime_image_pull_secrets=options["pull_secrets"],
+        cluster_id=options["cluster_id"],
+        namespaces=tuple(sorted(set(options["namespaces"]))),
+        lease_namespace=options["lease_namespace"] or _own_namespace(),
+        lease_name=options["lease_name"],
+        identity=f"{socket.gethostname()}_{secrets.token_hex(4)}",
+        health_port=options["health_port"],
+        workers=options["workers"],
+    )
+    _run_or_exit(_run(settings, options["kubeconfig"]))
+
+
+@main.command("release-finalizers")
+@click.option("--namespace", "namespaces", multiple=True, help="Only in this namespace. May be repeated.")
+@click.option("--kubeconfig", default="", help="Default: KUBECONFIG, the pod's ServiceAccount, ~/.kube.")
+@click.option("--log-format", type=click.Choice(["json", "text"]), default="text", show_default=True)
+def release_finalizers(namespaces: tuple[str, ...], kubeconfig: str, log_format: str) -> None:
+    """Take Lunaq's finalizers off all its objects, so that they can go without the operator.
+
+    `helm uninstall` runs this. Run it by hand where the operator is gone and objects hang in deletion.
+    What is on the brokers stays there.
+    """
+    oplogs.configure(log_format, "info")
+    _run_or_exit(_release(namespaces, kubeconfig))
+
+
+async def _run(settings: Settings, kubeconfig: str) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def take_signals() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+
+    take_signals()
+    client = Kube(await kube.load(kubeconfig))
+    try:
+        settings = await _with_cluster_id(client, settings)
+        engine = Engine(settings, client, connections.make_broker)
+        runner = await health.serve(engine, settings.health_port, settings.silence_limit)
+        log.info("Health answers at %s", ", ".join(str(address) for address in runner.addresses))
+        try:
+            await engine.run(stop, take_signals)
+        finally:
+            with contextlib.suppress(Exception):
+                await runner.cleanup()
+    finally:
+        await client.close()
+
+
+async def _with_cluster_id(client: Kube, settings: Settings) -> Settings:
+    if settings.cluster_id:
+        return settings
+    try:
+        namespace = await client.get(kinds.NAMESPACES, "", "kube-system")
+    except KubeError as error:
+        raise click.ClickException(f"set --cluster-id, its default cannot be read: {error}") from error
+    if namespace is None:
+        raise click.ClickException("set --cluster-id: there is no namespace kube-system to take it from")
+    return settings.with_cluster_id(str(namespace["metadata"]["uid"]))
+
+
+async def _release(namespaces: tuple[str, ...], kubeconfig: str) -> None:
+    client = Kube(await kube.load(kubeconfig))
+    try:
+        for kind in kinds.OURS:
+            for namespace in namespaces or ("",):
+                for obj in await _list_served(client, kind, namespace):
+                    await _release_one(client, kind, obj)
+    finally:
+        await client.close()
+
+
+async def _list_served(client: Kube, kind: kinds.Kind, namespace: str) -> list[dict[str, Any]]:
+    """List a kind; none where its CRD is gone already."""
+    if kind.plural not in await client.served(kind.group, kind.version):
+        return []
+    return await client.list(kind, namespace)
+
+
+async def _release_one(client: Kube, kind: kinds.Kind, obj: dict[str, Any]) -> None:
+    where = f"{kind.plural} {obj['metadata']['namespace']}/{obj['metadata']['name']}"
+    for _ in range(5):
+        if names.FINALIZER not in (obj["metadata"].get("finalizers") or ()):
+            return
+        try:
+            await client.set_finalizer(kind, obj, names.FINALIZER, present=False)
+        except KubeError as error:
+            if not error.changed_meanwhile:
+                raise
+        else:
+            log.info("Released %s", where)
+            return
+        fresh = await client.get(kind, obj["metadata"]["namespace"], obj["metadata"]["name"])
+        if fresh is None:
+            return
+        obj = fresh
+    raise KubeError(409, "Conflict", f"{where} changes too often; run this again")
+
+
+def _run_or_exit(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; what goes wrong is told in the log and by an exit status of 1."""
+    try:
+        asyncio.run(_bounded(work))
+    except click.ClickException:
+        raise
+    except BaseExceptionGroup as group:
+        for error in group.exceptions:
+            log.error("Ending: %s", error, exc_info=error)  # noqa: TRY400 - one per error of the group
+        sys.exit(1)
+    except Exception:
+        log.exception("Ending")
+        sys.exit(1)
+
+
+async def _bounded(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`; once it failed, nothing may keep the process alive for long (a hung socket, say)."""
+    try:
+        await work
+    except Exception:
+        loop = asyncio.get_running_loop()
+        loop.call_later(_EXIT_PATIENCE, os._exit, 1)
+        raise
+
+
+def _own_namespace() -> str:
+    try:
+        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:  # noqa: PTH123
+            return file.read().strip()
+    except OSError:
+        return "default"
+
+
+if __name__ == "__main__":
+    main()

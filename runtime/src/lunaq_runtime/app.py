@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.lua.errors import HandlerLoadError
 from lunaq_runtime.topology import combine, dead_letter_name, topology_of
-from lunaq_runtime.worker import Stepper, Worker
+from lunaq_runtime.worker import Counters, Stepper, Worker
 from lunaq_runtime.worker.host import state_maker
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.entries.model import Consumer, Document, Queue
     from lunaq_runtime.ids import Id
     from lunaq_runtime.policy import Policy
-    from lunaq_runtime.worker import Counters, HandlerStuckError
+    from lunaq_runtime.worker import HandlerStuckError
 
 logger = logging.getLogger(__name__)
 
@@ -170,13 +170,15 @@ class App:
         def policy() -> Policy:
             return self._policies.policy(consumer.id)
 
+        counters = Counters()
         worker = Worker(
             consumer,
             self._document.queues,
             broker,
             policy,
             stepper=self._stepper,
-            make_state=state_maker(consumer, policy),
+            make_state=state_maker(consumer, policy, counters),
+            counters=counters,
         )
         try:
             await worker.start()

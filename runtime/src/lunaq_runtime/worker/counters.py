@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+SECONDS_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the buckets in which handler runs are counted by their length."""
 
 
 @dataclass(slots=True)
@@ -12,7 +17,9 @@ class Counters:
     `handled` are finished runs and `failed` those of them that failed, with bodies that did not decode.
     `acked`, `retried`, `dead`, `suspected` and `requeued` are settlements; `lost` are deliveries whose
     connection went before they were settled, which the broker delivers again. `publish_failed` counts
-    refused attempts to re-publish.
+    refused attempts to re-publish. `delivered` are deliveries taken up, `running` those at work now.
+    `published` and `publish_refused` (by reason) are the handler's own publishes, `denied` what its policy
+    refused. `seconds` and `buckets` (beside `SECONDS_BOUNDS`, the last one beyond them) measure runs.
     """
 
     handled: int = 0
@@ -24,11 +31,36 @@ class Counters:
     requeued: int = 0
     lost: int = 0
     publish_failed: int = 0
+    delivered: int = 0
+    running: int = 0
+    published: int = 0
+    publish_refused: dict[str, int] = field(default_factory=dict)
+    denied: int = 0
+    seconds: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(SECONDS_BOUNDS) + 1))
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def report(self, event: str) -> None:
         """Count one event of `settle`."""
         name = _FIELDS[event]
         setattr(self, name, getattr(self, name) + 1)
+
+    def ran(self, seconds: float) -> None:
+        """Measure one run of the handler."""
+        self.seconds += seconds
+        self.buckets[bisect_left(SECONDS_BOUNDS, seconds)] += 1
+
+    def publish(self, refused: str = "") -> None:
+        """Count one publish of the handler; `refused` is the reason if it failed."""
+        if refused:
+            self.publish_refused[refused] = self.publish_refused.get(refused, 0) + 1
+        else:
+            self.published += 1
+
+    def deny(self) -> None:
+        """Count one refusal by policy; called from any thread."""
+        with self._lock:
+            self.denied += 1
 
 
 _FIELDS = {

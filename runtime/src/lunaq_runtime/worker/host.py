@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from lunaq_runtime.entries.model import Consumer
     from lunaq_runtime.policy import Policy
+    from lunaq_runtime.worker.counters import Counters
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
@@ -20,20 +21,26 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING,
 class WorkerHost:
     """Answers what handlers ask at once; `policy` is asked anew each time, from several threads."""
 
-    def __init__(self, policy: Callable[[], Policy]) -> None:
+    def __init__(self, policy: Callable[[], Policy], counters: Counters | None = None) -> None:
         self._policy = policy
+        self._counters = counters
 
     def can(self, action: str, resource: str) -> bool:
-        return self._policy().allows(action, resource)
+        allowed = self._policy().allows(action, resource)
+        if not allowed and self._counters:
+            self._counters.deny()
+        return allowed
 
     def log(self, level: str, message: str, fields: dict[str, Any], logger_name: str) -> None:
         name = f"lunaq.handler.{logger_name}" if logger_name else "lunaq.handler"
         logging.getLogger(name).log(LEVELS[level], "%s", message, extra={"fields": fields})
 
 
-def state_maker(consumer: Consumer, policy: Callable[[], Policy]) -> Callable[[], LuaState]:
+def state_maker(
+    consumer: Consumer, policy: Callable[[], Policy], counters: Counters | None = None
+) -> Callable[[], LuaState]:
     """Prepare the making of this consumer's Lua states; each call loads the handler, or HandlerLoadError."""
-    host = WorkerHost(policy)
+    host = WorkerHost(policy, counters)
     identity = Identity(str(consumer.id), str(consumer.queue))
 
     def make() -> LuaState:

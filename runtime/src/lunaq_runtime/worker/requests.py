@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from lunaq_runtime.brokers.base import Broker
     from lunaq_runtime.entries.model import Queue
+    from lunaq_runtime.worker.counters import Counters
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,11 @@ class Requests:
     `queues` are the document's; a queue that is not listed has its ID for a name, as the operator makes it.
     """
 
-    def __init__(self, broker: Broker, driver: Id, queues: Mapping[Id, Queue]) -> None:
+    def __init__(self, broker: Broker, driver: Id, queues: Mapping[Id, Queue], counters: Counters) -> None:
         self._broker = broker
         self._driver = driver
         self._queues = queues
+        self._counters = counters
 
     async def execute(self, request: Sleep | Publish | Info) -> Reply:
         """Carry out a request and return what the Lua call returns."""
@@ -59,13 +61,17 @@ class Requests:
         try:
             await self._broker.publish(self._outgoing(request))
         except HandlerError as error:
-            return None, error
+            refused = error
         except codecs.CodecError as error:
-            return None, _refused("encode_failed", str(error))
+            refused = _refused("encode_failed", str(error))
         except BrokerError as error:
             text = "queue not found" if error.reason == "queue_not_found" else str(error)
-            return None, _refused(error.reason, text)
-        return True, None
+            refused = _refused(error.reason, text)
+        else:
+            self._counters.publish()
+            return True, None
+        self._counters.publish(refused=str((refused.detail_values or {}).get("reason", "other")))
+        return None, refused
 
     def _outgoing(self, request: Publish) -> Outgoing:
         queue = self._resolve(request.queue_id)

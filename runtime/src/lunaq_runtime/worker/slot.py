@@ -5,6 +5,7 @@ A state that was lost (out of memory, interrupted where it cannot be trusted) is
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,6 +71,7 @@ class Slot:
         self._requests = requests
         self._counters = counters
         self._clock = clock
+        self._loop = asyncio.get_running_loop()
         self._state: State | None = None
         self._run: InvocationRun | None = None
         self._current: tuple[Settler, Delivery] | None = None
@@ -96,6 +98,7 @@ class Slot:
         if not settler.alive(delivery):
             settler.drop(delivery)
             return
+        self._counters.delivered += 1
         try:
             body = self._decode(delivery)
         except _UndecodableError as error:
@@ -103,10 +106,14 @@ class Slot:
             self._settle(settler, delivery, error.poison)
             return
         self._current = settler, delivery
+        self._counters.running += 1
+        started = self._loop.time()
         try:
             finished, interrupted = await self._finish(settler, delivery, body)
         finally:
             self._current = None
+            self._counters.running -= 1
+            self._counters.ran(self._loop.time() - started)
         if self._abandoned:
             return
         if finished.state_lost:

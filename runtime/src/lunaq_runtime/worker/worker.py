@@ -56,7 +56,7 @@ class Worker:
     all queues of the document, by ID. `make_state` makes a Lua state with the handler loaded, in a thread.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators, and two seams for tests
         self,
         consumer: Consumer,
         queues: Mapping[Id, Queue],
@@ -67,16 +67,17 @@ class Worker:
         make_state: Callable[[], State],
         clock: Callable[[], float] = time.time,
         stuck_grace: float = STUCK_GRACE,
+        counters: Counters | None = None,
     ) -> None:
         self.consumer = consumer
         self.queue = queues[consumer.queue]
-        self.counters = Counters()
+        self.counters = counters or Counters()
         self.failed: asyncio.Future[HandlerStuckError] = asyncio.get_running_loop().create_future()
         self._broker = broker
         self._policy = policy
         self._clock = clock
         self._stuck_grace = stuck_grace
-        self._requests = Requests(broker, self.queue.driver, queues)
+        self._requests = Requests(broker, self.queue.driver, queues, self.counters)
         self._ready: asyncio.Queue[tuple[Session, Delivery]] = asyncio.Queue()
         self._slots = [
             Slot(consumer, self.queue, stepper, make_state, self._requests, self.counters, clock)

@@ -30,7 +30,6 @@ def test_all_settings_reach_the_model() -> None:
         connection_timeout="2.5s",
         reconnect_delay="100ms",
         reconnect_max_delay="1m",
-        default_message_ttl="3s",
     ) == Driver(
         Id("app", "broker"),
         "amqp",
@@ -40,7 +39,6 @@ def test_all_settings_reach_the_model() -> None:
         connection_timeout=2.5,
         reconnect_delay=0.1,
         reconnect_max_delay=60.0,
-        default_message_ttl_ms=3000,
     )
 
 

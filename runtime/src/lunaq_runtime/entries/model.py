@@ -30,8 +30,7 @@ class Driver:
     """A broker to connect to. `kind` is `memory` or `amqp`; `url` may carry no credentials in a pod,
     where they come from mounted files. Times are in seconds; `None` is the library's default.
 
-    `url` has virtual host and authentication mechanism filled in. `default_message_ttl_ms` is the
-    expiration of messages whose publisher sets none.
+    `url` has virtual host and authentication mechanism filled in.
     """
 
     id: Id
@@ -43,7 +42,6 @@ class Driver:
     reconnect_delay: float = 1.0
     reconnect_max_delay: float = 30.0
     tls: Tls | None = None
-    default_message_ttl_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,6 @@ def _driver(entry: Entry, environ: Mapping[str, str]) -> Driver:
         reconnect_delay=durations.to_seconds(delay),
         reconnect_max_delay=durations.to_seconds(max_delay),
         tls=tls,
-        default_message_ttl_ms=_milliseconds(
-            values["default_message_ttl"], entry.place, "default_message_ttl"
-        ),
     )
 
 

@@ -201,7 +201,9 @@ KINDS: dict[str, Schema] = {
             "auth_mechanism": _text("SASL.", enum=["PLAIN", "EXTERNAL", "AMQPLAIN"], default="PLAIN"),
             "heartbeat": _duration("Time between heartbeats."),
             "connection_timeout": _duration("Time for a connect."),
-            "default_message_ttl": _duration("Expiration of messages whose publisher sets none."),
+            "default_message_ttl": _duration(
+                "Accepted.", **{"x-ignored": "give messages a time in their queue's message_ttl"}
+            ),
             "default_queue_ttl": _duration("`message_ttl` of queues that set none."),
             "default_queue_expiry": _duration("`queue_expiry` of queues that set none."),
             "reconnect_delay": _duration("First step of the backoff.", default="1s"),

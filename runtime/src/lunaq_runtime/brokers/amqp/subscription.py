@@ -76,6 +76,10 @@ class AmqpSubscription:
     def active(self) -> bool:
         return self._active
 
+    def alive(self, delivery: Delivery) -> bool:
+        channel = self._channel
+        return channel is not None and not channel.is_closed and delivery.generation == self._generation
+
     async def start(self, links: Links, link: Link) -> None:
         """Consume for the first time, or raise BrokerError; from then on keep it going."""
         await self._open(link)

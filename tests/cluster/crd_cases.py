@@ -261,17 +261,18 @@ QUEUES = [
     Refusal("spec.maxPriority works only with type Classic", queue(maxPriority=9)),
     *(
         Refusal(
-            f"spec.{field} can", queue(managementPolicy="Observe", **{"queueName": "legacy", field: value})
+            f"spec.{field} cannot be {verb} with managementPolicy Observe",
+            queue(managementPolicy="Observe", **{"queueName": "legacy", field: value}),
         )
-        for field, value in (
-            ("messageTTL", "1h"),
-            ("maxLength", 10),
-            ("maxLengthBytes", 10),
-            ("singleActiveConsumer", True),
-            ("deadLetter", {"queueRef": {"name": "other"}}),
-            ("retry", {"maxAttempts": 3}),
-            ("retry", {"delays": ["1s"]}),
-            ("deletionPolicy", "Delete"),
+        for field, verb, value in (
+            ("messageTTL", "set", "1h"),
+            ("maxLength", "set", 10),
+            ("maxLengthBytes", "set", 10),
+            ("singleActiveConsumer", "true", True),
+            ("deadLetter", "set", {"queueRef": {"name": "other"}}),
+            ("retry", "set", {"maxAttempts": 3}),
+            ("retry", "set", {"delays": ["1s"]}),
+            ("deletionPolicy", "Delete", "Delete"),
         )
     ),
     Refusal(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.lua.errors import CANCELED, HandlerError
 from lunaq_runtime.policy import CONSUME
-from lunaq_runtime.retry import TIMEOUT, Poison, decide
+from lunaq_runtime.retry import TIMEOUT, Poison, Requeue, decide
 from lunaq_runtime.settle import Settler
 from lunaq_runtime.worker.counters import Counters
 from lunaq_runtime.worker.requests import Requests
@@ -43,6 +43,10 @@ STUCK_GRACE = 5.0
 """Seconds beyond its time after which a handler is taken to be stuck where no Lua hook reaches it."""
 INTERRUPT_GRACE = 2.0
 """Seconds that interrupted handlers get to come back, and confirms to arrive, at the drain deadline."""
+
+
+DEFECT_PAUSE = 5.0
+"""Seconds until a delivery that failed inside the worker, not inside its handler, is handed back."""
 
 
 class HandlerStuckError(Exception):
@@ -276,7 +280,12 @@ class Worker:
                 session.hand_back(delivery)
                 self.policy_changed()
             else:
-                await slot.handle(session.settler, delivery)
+                try:
+                    await slot.handle(session.settler, delivery)
+                except Exception:
+                    # A defect of ours; the message is not to blame, and must not come back at full speed.
+                    logger.exception("%s: a delivery could not be handled", self.label)
+                    session.settler.submit(delivery, Requeue(pause=DEFECT_PAUSE))
 
     async def _watch_for_stuck(self) -> None:
         """Settle what no Lua hook can stop, and ask for the end of the process."""

@@ -98,7 +98,7 @@ def run(**options: Any) -> None:
         health_port=options["health_port"],
         workers=options["workers"],
     )
-    _run_or_exit(_run(settings, options["kubeconfig"]))
+    run_or_exit(serve(settings, options["kubeconfig"]))
 
 
 @main.command("release-finalizers")
@@ -112,10 +112,11 @@ def release_finalizers(namespaces: tuple[str, ...], kubeconfig: str, log_format:
     What is on the brokers stays there.
     """
     oplogs.configure(log_format, "info")
-    _run_or_exit(_release(namespaces, kubeconfig))
+    run_or_exit(_release(namespaces, kubeconfig))
 
 
-async def _run(settings: Settings, kubeconfig: str) -> None:
+async def serve(settings: Settings, kubeconfig: str = "") -> None:
+    """Run one operator until SIGTERM; raises whatever ends it otherwise."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -189,7 +190,7 @@ async def _release_one(client: Kube, kind: kinds.Kind, obj: dict[str, Any]) -> N
     raise KubeError(409, "Conflict", f"{where} changes too often; run this again")
 
 
-def _run_or_exit(work: Coroutine[Any, Any, None]) -> None:
+def run_or_exit(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is told in the log and by an exit status of 1."""
     try:
         asyncio.run(_bounded(work))

@@ -1,0 +1,127 @@
+"""What a process has done, in the Prometheus text format; `health` serves it, `main` wires it.
+
+Nothing is counted here: at each scrape the workers' own counters are read, so that the hot path pays for a
+plain addition and no lock.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from lunaq_runtime.worker.counters import SECONDS_BOUNDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from prometheus_client import Metric
+
+    from lunaq_runtime.worker.counters import Counters
+
+OUTCOMES = {
+    "ack": "acked",
+    "retry": "retried",
+    "dead": "dead",
+    "suspect": "suspected",
+    "requeue": "requeued",
+    "lost": "lost",
+}
+"""Settlement outcome to its field of `Counters`."""
+
+_LABELS = ("queue", "consumer")
+_Row = tuple[tuple[str, str], "Counters"]
+
+
+class Metrics:
+    """A registry of its own.
+
+    `counters` yields (queue ID, consumer ID, counters) of each consumer; `reconnects` counts the broker
+    connections that came back; `ready` is what `/readyz` says.
+    """
+
+    def __init__(
+        self,
+        counters: Callable[[], Iterable[tuple[str, str, Counters]]],
+        *,
+        reconnects: Callable[[], int],
+        ready: Callable[[], bool],
+    ) -> None:
+        self.registry = CollectorRegistry()
+        self._counters = counters
+        self._reconnects = reconnects
+        self._ready = ready
+        self.registry.register(self)
+
+    def render(self) -> bytes:
+        """Write all of it in the text format."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the counters; the registry calls it at each scrape."""
+        rows: list[_Row] = [((queue, consumer), one) for queue, consumer, one in self._counters()]
+        yield _counter(
+            "lunaq_deliveries", "Deliveries taken up.", ((labels, one.delivered) for labels, one in rows)
+        )
+        yield _counter(
+            "lunaq_handler_failures",
+            "Runs that failed, and bodies that did not decode.",
+            ((labels, one.failed) for labels, one in rows),
+        )
+        yield _counter(
+            "lunaq_permission_denied",
+            "Checks that the policy refused.",
+            ((labels, one.denied) for labels, one in rows),
+        )
+        yield _by_outcome("lunaq_settled", "Deliveries settled, by outcome.", _settled(rows))
+        yield _by_outcome("lunaq_publishes", "Publishes of handlers, by outcome.", _published(rows))
+        yield _seconds(rows)
+        in_flight = GaugeMetricFamily("lunaq_in_flight", "Handlers running now.", labels=_LABELS)
+        for labels, one in rows:
+            in_flight.add_metric(labels, one.running)
+        yield in_flight
+        yield CounterMetricFamily(
+            "lunaq_reconnects", "Broker connections that came back.", value=self._reconnects()
+        )
+        yield GaugeMetricFamily("lunaq_ready", "What /readyz says: 1 or 0.", value=int(self._ready()))
+
+
+def _counter(name: str, text: str, values: Iterable[tuple[tuple[str, str], int]]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=_LABELS)
+    for labels, value in values:
+        family.add_metric(labels, value)
+    return family
+
+
+def _by_outcome(
+    name: str, text: str, values: Iterable[tuple[tuple[str, str], str, int]]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=(*_LABELS, "outcome"))
+    for labels, outcome, value in values:
+        family.add_metric((*labels, outcome), value)
+    return family
+
+
+def _settled(rows: list[_Row]) -> Iterator[tuple[tuple[str, str], str, int]]:
+    for labels, one in rows:
+        for outcome, field in OUTCOMES.items():
+            yield labels, outcome, getattr(one, field)
+
+
+def _published(rows: list[_Row]) -> Iterator[tuple[tuple[str, str], str, int]]:
+    for labels, one in rows:
+        yield labels, "ok", one.published
+        for reason, count in list(one.publish_refused.items()):
+            yield labels, reason, count
+
+
+def _seconds(rows: list[_Row]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily("lunaq_handler_seconds", "Length of handler runs.", labels=_LABELS)
+    bounds = [*(str(bound) for bound in SECONDS_BOUNDS), "+Inf"]
+    for labels, one in rows:
+        family.add_metric(
+            labels, list(zip(bounds, accumulate(one.buckets), strict=True)), sum_value=one.seconds
+        )
+    return family

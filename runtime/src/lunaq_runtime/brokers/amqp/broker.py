@@ -62,6 +62,7 @@ class AmqpBroker:
         self._publishing: set[asyncio.Task[object]] = set()
         self._closed = False
         self._server = ServerInfo()
+        self.reconnects = 0
 
     @property
     def connected(self) -> bool:
@@ -170,6 +171,7 @@ class AmqpBroker:
                 except BrokerError as error:
                     log.warning("%s", error)
                 else:
+                    self.reconnects += 1
                     log.info("connected again to %s", self._endpoint)
                     break
 

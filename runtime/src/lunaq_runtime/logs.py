@@ -57,7 +57,7 @@ class JsonFormatter(logging.Formatter):
         try:
             line = orjson.dumps(entry, default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
         except TypeError:
-            line = orjson.dumps({name: _text(value) for name, value in entry.items()}).decode()
+            line = orjson.dumps({_text(name): _text(value) for name, value in entry.items()}).decode()
         return redact(line)
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from harness.toolchain import kubernetes_program
+from harness.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 CHART = str(ROOT / "charts" / "lunaq")
@@ -335,3 +336,46 @@ def test_the_api_server_takes_every_object(apiserver, render, options):
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
+
+
+@pytest.fixture
+def user_roles(apiserver, default):
+    roles = [obj for obj in default if obj["kind"] == "ClusterRole" and obj["metadata"]["name"] != "lunaq"]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": roles})
+    apiserver.kubectl("apply", "-f", "-", input=text)
+    yield
+    apiserver.kubectl("delete", "-f", "-", input=text)
+
+
+@pytest.mark.usefixtures("crds", "user_roles")
+def test_admin_edit_and_view_get_what_is_meant_for_them(apiserver, namespace):
+    """The rights of Kubernetes' own roles, once its controller has added ours to them."""
+    for role in ("admin", "edit", "view", "lunaq-publisher"):
+        apiserver.kubectl(
+            *("create", "rolebinding", role, "-n", namespace, f"--clusterrole={role}", f"--user={role}")
+        )
+
+    def may(user, verb, resource):
+        asked = ("auth", "can-i", verb, resource, "-n", namespace, f"--as={user}")
+        return apiserver.kubectl(*asked, check=False).stdout.strip() == "yes"
+
+    wait_for(
+        lambda: may("admin", "publish", "queues.lunaq.dev/emails"), "the roles to be added up", timeout=60
+    )
+    wait_for(lambda: may("view", "list", "queues.lunaq.dev"), "the roles to be added up", timeout=60)
+    rights = [("consume", "queues"), ("publish", "queues"), ("publish", "consumers")]
+    rights += [("create", "consumers"), ("get", "brokers")]
+    got = {
+        user: [may(user, verb, f"{resource}.lunaq.dev") for verb, resource in rights]
+        for user in ("admin", "edit", "view", "lunaq-publisher")
+    }
+    assert got == {
+        "admin": [True, True, True, True, True],
+        "edit": [False, False, False, True, True],
+        "view": [False, False, False, False, True],
+        "lunaq-publisher": [False, True, True, False, False],
+    }
+    # Who may publish may grant it; who may only edit may not.
+    grant = ("create", "role", "own", "--verb=publish", "--resource=queues.lunaq.dev", "-n", namespace)
+    assert apiserver.kubectl(*grant, "--as=edit", check=False).returncode != 0
+    assert apiserver.kubectl(*grant, "--as=admin", check=False).returncode == 0

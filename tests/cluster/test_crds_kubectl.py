@@ -2,13 +2,13 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cluster.crd_cases import broker, consumer, queue
+from harness.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 CRDS = {
@@ -47,10 +47,11 @@ def words(text):
 @pytest.fixture(scope="module")
 def published(apiserver, crds):  # noqa: ARG001 - a module's fixture cannot have a mark that uses another
     """Wait until the schemas are published, a moment after the CRDs are established."""
-    deadline = time.monotonic() + 60
-    while any(apiserver.kubectl("explain", singular, check=False).returncode for singular in CRDS):
-        assert time.monotonic() < deadline, "the schemas were not published"
-        time.sleep(0.3)
+    wait_for(
+        lambda: not any(apiserver.kubectl("explain", singular, check=False).returncode for singular in CRDS),
+        "the schemas to be published",
+        timeout=60,
+    )
 
 
 @pytest.mark.usefixtures("published")
@@ -173,3 +174,23 @@ def test_scale_works_on_a_consumer_that_never_said_replicas(apiserver, namespace
     assert apiserver.kubectl("get", *where, "-o", "jsonpath={.spec.replicas}").stdout == "3"
     refused = apiserver.kubectl("scale", *where, "--replicas=-1", check=False)
     assert refused.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "answer"),
+    [
+        ("consume", "queues.lunaq.dev/emails", "yes"),
+        ("consume", "queues.lunaq.dev/sent", "no"),
+        ("publish", "consumers.lunaq.dev/email-worker", "yes"),
+        ("publish", "queues.lunaq.dev/sent", "yes"),
+        ("publish", "queues.lunaq.dev/emails", "no"),
+        ("publish", "queues.lunaq.dev/audit", "no"),
+    ],
+)
+def test_the_example_grants_its_worker_what_its_readme_says(apiserver, namespace, verb, resource, answer):
+    apiserver.kubectl("apply", "-n", namespace, "-f", str(ROOT / "examples" / "emails" / "rbac.yaml"))
+    account = "system:serviceaccount:app:email-worker"  # as the binding's subject has it
+    done = apiserver.kubectl(
+        *("auth", "can-i", verb, resource, "-n", namespace, f"--as={account}"), check=False
+    )
+    assert done.stdout.strip() == answer

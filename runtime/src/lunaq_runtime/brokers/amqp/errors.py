@@ -37,7 +37,7 @@ def translated(what: str) -> Iterator[None]:
         raise broker_error(what, error) from error
 
 
-def broker_error(what: str, error: BaseException) -> BrokerError:  # noqa: PLR0911 - one per meaning
+def broker_error(what: str, error: BaseException) -> BrokerError:  # noqa: C901, PLR0911 - one case per meaning
     """Translate one exception; texts of a broker name objects and arguments, never credentials."""
     match error:
         case BrokerError():
@@ -51,8 +51,11 @@ def broker_error(what: str, error: BaseException) -> BrokerError:  # noqa: PLR09
             reason = "immutable_arguments" if "inequivalent arg" in text else "invalid_arguments"
             return BrokerError(reason, f"{what}: {text}")
         case amqp.ConnectionNotAllowed():
-            # 530: the virtual host is missing, or the user may not use it.
             return BrokerError("access_refused", f"{what}: {_text(error)}")
+        case amqp.InvalidFrameError() if "got <Connection.Close" in _text(error):
+            # aiormq expected Connection.OpenOk and drops the 530 with its text that it got instead.
+            text = "the virtual host does not exist, or the user has no permission on it"
+            return BrokerError("access_refused", f"{what}: {text}")
         case amqp.ProbableAuthenticationError() | amqp.AuthenticationError():
             return BrokerError("access_refused", f"{what}: the broker refused the credentials")
         case TimeoutError():

@@ -303,13 +303,17 @@ async def test_nothing_confirmed_is_lost_in_a_crash_in_the_middle_of_publishing(
         await until(lambda: len(confirmed) > so_far + 100, "publishing to go on")
         stop.set()
         await asyncio.gather(*tasks)
-        seen: set[bytes] = set()
-        subscription = await broker.consume(
-            fresh.queue_name,
-            prefetch=0,
-            on_deliveries=lambda batch: seen.update(delivery.body for delivery in batch),
-        )
-        await until(lambda: confirmed <= seen, "everything confirmed to be there")
+        got: list[Delivery] = []
+        acked = 0
+        subscription = await broker.consume(fresh.queue_name, prefetch=500, on_deliveries=got.extend)
+
+        def all_there() -> bool:
+            nonlocal acked
+            subscription.settle(ack=got[acked:])
+            acked = len(got)
+            return confirmed <= {delivery.body for delivery in got}
+
+        await until(all_there, "everything confirmed to be there")
         await subscription.close()
 
 

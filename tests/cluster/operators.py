@@ -49,7 +49,15 @@ class Operator:
         return self
 
     def readiness(self) -> dict:
-        return self.ask("/readyz")
+        """Ask /readyz; empty while nothing answers."""
+        try:
+            return self.ask("/readyz")
+        except OSError:
+            return {}
+
+    @property
+    def exit_status(self) -> int | None:
+        return self.process._popen.poll()
 
     def ask(self, path: str) -> dict:
         try:
@@ -143,6 +151,9 @@ class App:
     def get(self, kind, name):
         return self.cluster.get(kind, name, "-n", self.namespace)
 
+    def list(self, kind, *args) -> list:
+        return (self.cluster.get(kind, "-n", self.namespace, *args) or {}).get("items", [])
+
     def kubectl(self, *args, **kwargs):
         return self.cluster.kubectl(*args, "-n", self.namespace, **kwargs)
 
@@ -194,7 +205,7 @@ class App:
 
     def reasons_told(self, kind, name) -> set:
         """Return the reasons of the Events about an object."""
-        events = self.cluster.get("events.events.k8s.io", "-n", self.namespace)["items"]
+        events = self.list("events.events.k8s.io")
         return {
             event["reason"]
             for event in events

@@ -76,6 +76,11 @@ class Engine:
         self._synced = asyncio.Event()
 
     @property
+    def figures(self) -> dict[str, int]:
+        """Return how much was done so far: reconciles, and requests that change something in the cluster."""
+        return {"reconciled": self.queue.done, "writes": self._kube.writes, "waiting": len(self.queue)}
+
+    @property
     def working(self) -> bool:
         """Whether this process does the work: it leads and has seen everything."""
         return self.store.synced and self.elector.leading.is_set()

@@ -24,7 +24,7 @@ async def serve(engine: Engine, port: int, silence_limit: float) -> web.AppRunne
 
     async def readyz(_: web.Request) -> web.Response:
         missing = engine.store.missing()
-        return _answer(not missing, {"notListed": missing, "working": engine.working})
+        return _answer(not missing, {"notListed": missing, "working": engine.working, **engine.figures})
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)

@@ -66,6 +66,9 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._wake = asyncio.Event()
+        self.done = 0
+        """How many runs of `work` ended, well or not."""
+
 
     def __len__(self) -> int:
         """Count the keys that wait or run."""
@@ -116,6 +119,7 @@ class WorkQueue(Generic[K]):
             try:
                 await self._run_one(key)
             finally:
+                self.done += 1
                 self._running.discard(key)
                 if key in self._again:
                     self._again.discard(key)

@@ -303,7 +303,7 @@ CONSUMERS = [
     Refusal("spec.handler.libraries[].name must not be a reserved word", library(name="end")),
     *(
         Refusal("spec.handler.libraries[].name must not be the name of a module", library(name=name))
-        for name in ("queue", "string", "print")
+        for name in ("queue", "utf8", "print")
     ),
     Refusal("spec.handler.libraries[].sourceFrom.configMapKeyRef.name must be", _library_from(name="Lib")),
     Refusal("spec.handler.libraries[].sourceFrom.configMapKeyRef.key must be", _library_from(key="a b")),

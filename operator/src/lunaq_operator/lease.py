@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,7 +79,7 @@ def taken(observed: Observed, identity: str, timing: Timing, now: datetime) -> d
     renewal = old.get("holderIdentity") == identity
     return {
         "holderIdentity": identity,
-        "leaseDurationSeconds": int(timing.duration),
+        "leaseDurationSeconds": math.ceil(timing.duration),
         "acquireTime": old.get("acquireTime") or stamp if renewal else stamp,
         "renewTime": stamp,
         "leaseTransitions": int(old.get("leaseTransitions") or 0) + (0 if renewal else 1),

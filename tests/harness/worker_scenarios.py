@@ -193,10 +193,25 @@ class DeliveryScenarios:
           if attempts == 0 then log{nacked = (m:nack())} else log{attempts = attempts} end
         end"""
         run = await stage.start(source)
+        run.broker.confirm_gate.clear()
         await stage.send()
+        await run.seen("publish 20")
+        assert run.counters.published == 0
+        run.broker.confirm_gate.set()
         assert await stage.logged(2) == [{"nacked": True}, {"attempts": 1}]
         await run.seen("ack", times=2)
-        assert run.broker.of("m")[:4] == ["deliver", "publish 20", "confirm 20", "ack"]
+        settlements = [what for what in run.broker.of("m") if what != "deliver"]
+        assert settlements == ["publish 20", "confirm 20", "ack", "ack"]
+
+    async def test_a_nack_whose_confirm_takes_longer_than_the_handler_may_is_settled_once(self, stage: Stage):
+        run = await stage.start("function handle(b) queue.message():nack() end", retry=ONCE, timeout=0.3)
+        run.broker.confirm_gate.clear()
+        await stage.send()
+        await run.until(lambda: run.counters.failed == 1, "the handler to be out of time")
+        run.broker.confirm_gate.set()
+        await run.seen("ack")
+        await run.app.drain()
+        assert run.broker.of("m") == ["deliver", "publish dead", "confirm dead", "ack"]
 
     async def test_headers_reach_the_handler_with_their_types_and_survive_retries(self, stage: Stage):
         source = """
@@ -340,7 +355,7 @@ class ConcurrencyScenarios:
     """Slots: side by side, never twice in one, and never stuck behind each other."""
 
     async def test_two_handlers_overlap_at_concurrency_2_while_both_sleep(self, stage: Stage):
-        await stage.start("function handle(b) log{n = b.n}; gate() end", concurrency=2)
+        await stage.start("function handle(b) log{n = b.n}; gate() end", concurrency=2, timeout=300.0)
         await stage.send({"n": 1})
         await stage.send({"n": 2})
         assert sorted(record["n"] for record in await stage.logged(2)) == [1, 2]

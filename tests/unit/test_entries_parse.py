@@ -421,6 +421,7 @@ def test_policies_of_one_consumer_add_up() -> None:
         "consumer": "worker",
         "publish": True,
         "publishTo": ["b", "app:*"],
+        "consume": ["mail:in"],
     }
     second = {
         "name": "p2",
@@ -431,7 +432,7 @@ def test_policies_of_one_consumer_add_up() -> None:
     }
     expected = {
         Id("app", "worker"): Policy(
-            publish=True, publish_to=("app:*", "app:a", "app:b"), consume=("app:emails",)
+            publish=True, publish_to=("app:*", "app:a", "app:b"), consume=("app:emails", "mail:in")
         )
     }
     assert document(BROKER, EMAILS, WORKER, first, second).policies == expected

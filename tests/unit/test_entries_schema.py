@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lunaq_runtime.entries import schema
@@ -36,7 +36,6 @@ def test_every_field_of_every_kind_has_a_description() -> None:
     assert [path for path, field in found if not field.get("description")] == []
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.sampled_from(sorted(schema.KINDS)), st.dictionaries(st.sampled_from(NAMES), JUNK, max_size=6))
 def test_junk_in_any_field_is_an_entries_error_or_accepted_but_never_a_crash(
     kind: str, entry: dict[str, Any]
@@ -46,7 +45,6 @@ def test_junk_in_any_field_is_an_entries_error_or_accepted_but_never_a_crash(
         parse({"entries": [*base, {"name": "e", **entry, "kind": kind}]})
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_document_or_an_entries_error(text: str) -> None:
     with contextlib.suppress(EntriesError):

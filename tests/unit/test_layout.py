@@ -36,9 +36,12 @@ def test_operator_is_the_standard_librarys_from_the_repository_root(safe):
     assert not done.stdout.startswith(str(ROOT / "operator"))
 
 
-@pytest.mark.parametrize("module", ["lunaq_operator", "lunaq_runtime.ids", "pytest"])
-def test_modules_run_from_the_repository_root(module):
+@pytest.mark.parametrize(
+    ("module", "option"),
+    [("lunaq_operator", "--help"), ("lunaq_runtime.ids", "--help"), ("pytest", "--version")],
+)
+def test_modules_run_from_the_repository_root(module, option):
     done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, option], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

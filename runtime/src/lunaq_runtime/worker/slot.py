@@ -178,6 +178,7 @@ class Slot:
                 delivery.properties.message_id or "",
                 outcome.reason,
                 outcome.text,
+                extra=self._log_fields(delivery),
             )
         settler.submit(delivery, plan)
 
@@ -194,7 +195,16 @@ class Slot:
             self._queue.retry.max_attempts,
             f", settled by {finished.settled}" if finished.settled else "",
             finished.error.text if finished.error else "msg:nack()",
+            extra=self._log_fields(delivery),
         )
+
+    def _log_fields(self, delivery: Delivery) -> dict[str, Any]:
+        return {
+            "consumer": str(self._consumer.id),
+            "queue": str(self._queue.id),
+            "message_id": delivery.properties.message_id or "",
+            "attempt": attempts_of(delivery.properties),
+        }
 
 
 class _UndecodableError(Exception):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lunaq_operator import connections, health, kinds, kube, names, oplogs
+from lunaq_operator import connections, health, kinds, kube, oplogs, release
 from lunaq_operator.engine import Engine
 from lunaq_operator.kube import Kube, KubeError
 from lunaq_operator.settings import Settings
@@ -103,16 +103,25 @@ def run(**options: Any) -> None:
 
 @main.command("release-finalizers")
 @click.option("--namespace", "namespaces", multiple=True, help="Only in this namespace. May be repeated.")
+@click.option(
+    "--lease-name",
+    default="",
+    help="Stop a running operator for five minutes first, by taking its Lease. Default: none runs.",
+)
+@click.option("--lease-namespace", default="", help="Where the Lease is. Default: the pod's namespace.")
 @click.option("--kubeconfig", default="", help="Default: KUBECONFIG, the pod's ServiceAccount, ~/.kube.")
 @click.option("--log-format", type=click.Choice(["json", "text"]), default="text", show_default=True)
-def release_finalizers(namespaces: tuple[str, ...], kubeconfig: str, log_format: str) -> None:
+def release_finalizers(
+    namespaces: tuple[str, ...], lease_name: str, lease_namespace: str, kubeconfig: str, log_format: str
+) -> None:
     """Take Lunaq's finalizers off all its objects, so that they can go without the operator.
 
     `helm uninstall` runs this. Run it by hand where the operator is gone and objects hang in deletion.
-    What is on the brokers stays there.
+    What is on the brokers stays there. A running operator would put the finalizers back: name its Lease.
     """
     oplogs.configure(log_format, "info")
-    run_or_exit(_release(namespaces, kubeconfig))
+    lease = (lease_namespace or _own_namespace(), lease_name) if lease_name else None
+    run_or_exit(release.release_finalizers(kubeconfig, namespaces, lease))
 
 
 async def serve(settings: Settings, kubeconfig: str = "") -> None:
@@ -150,44 +159,6 @@ async def _with_cluster_id(client: Kube, settings: Settings) -> Settings:
     if namespace is None:
         raise click.ClickException("set --cluster-id: there is no namespace kube-system to take it from")
     return settings.with_cluster_id(str(namespace["metadata"]["uid"]))
-
-
-async def _release(namespaces: tuple[str, ...], kubeconfig: str) -> None:
-    client = Kube(await kube.load(kubeconfig))
-    try:
-        for kind in kinds.OURS:
-            for namespace in namespaces or ("",):
-                for obj in await _list_served(client, kind, namespace):
-                    await _release_one(client, kind, obj)
-    finally:
-        await client.close()
-
-
-async def _list_served(client: Kube, kind: kinds.Kind, namespace: str) -> list[dict[str, Any]]:
-    """List a kind; none where its CRD is gone already."""
-    if kind.plural not in await client.served(kind.group, kind.version):
-        return []
-    return await client.list(kind, namespace)
-
-
-async def _release_one(client: Kube, kind: kinds.Kind, obj: dict[str, Any]) -> None:
-    where = f"{kind.plural} {obj['metadata']['namespace']}/{obj['metadata']['name']}"
-    for _ in range(5):
-        if names.FINALIZER not in (obj["metadata"].get("finalizers") or ()):
-            return
-        try:
-            await client.set_finalizer(kind, obj, names.FINALIZER, present=False)
-        except KubeError as error:
-            if not error.changed_meanwhile:
-                raise
-        else:
-            log.info("Released %s", where)
-            return
-        fresh = await client.get(kind, obj["metadata"]["namespace"], obj["metadata"]["name"])
-        if fresh is None:
-            return
-        obj = fresh
-    raise KubeError(409, "Conflict", f"{where} changes too often; run this again")
 
 
 def run_or_exit(work: Coroutine[Any, Any, None]) -> None:

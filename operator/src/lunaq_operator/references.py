@@ -36,6 +36,7 @@ def add_indexes(store: Store) -> None:
     store[kinds.QUEUES].add_index("broker", lambda queue: [broker_of(queue)])
     store[kinds.QUEUES].add_index("claim", lambda queue: [claim_of(queue)])
     store[kinds.QUEUES].add_index("dead_letter", _dead_letters_of)
+    store[kinds.QUEUES].add_index("told", lambda queue: [broker_of(queue)] if needs_telling(queue) else [])
     store[kinds.QUEUES].add_index("namespace", _namespace_of)
     store[kinds.CONSUMERS].add_index("queue", lambda consumer: [queue_of(consumer)])
     store[kinds.CONSUMERS].add_index("namespace", _namespace_of)
@@ -62,7 +63,12 @@ def affected(kind: Kind, obj: Obj, store: Store) -> list[Work]:
             *store[kind].by("claim", claim_of(obj)),
             *store[kind].by("dead_letter", key_of(obj)),
         ]
-        return [*_queues_and_consumers([obj], store), *map(_queue_work, others)]
+        found = [*_queues_and_consumers([obj], store), *map(_queue_work, others)]
+        if needs_telling(obj):
+            # Every Consumer of the Broker may publish to it, and has it in its entries.
+            for queue in store[kind].by("broker", broker_of(obj)):
+                found += map(_consumer_work, store[kinds.CONSUMERS].by("queue", key_of(queue)))
+        return found
     return [Work(kind.plural, key_of(obj))]
 
 
@@ -81,6 +87,13 @@ def claim_of(queue: Obj) -> tuple[Key, str]:
     name = (queue.get("spec") or {}).get("queueName")
     namespace, own = key_of(queue)
     return broker_of(queue), str(name or f"{namespace}:{own}")
+
+
+def needs_telling(queue: Obj) -> bool:
+    """Tell whether a publisher must know more of a Queue than its ID (see `compile.entries_document`)."""
+    spec = queue.get("spec") or {}
+    own_codec = (spec.get("codec") or "json") != "json"
+    return bool(spec.get("queueName")) or own_codec or spec.get("managementPolicy") == "Observe"
 
 
 def consumers_of(owned: Obj) -> list[Key]:

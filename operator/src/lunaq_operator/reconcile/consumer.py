@@ -152,19 +152,27 @@ def _resolve(context: Context, consumer: Consumer) -> tuple[Obj, Queue, Broker]:
 def _entries(
     context: Context, consumer: Consumer, queue: Queue, broker: Broker, source: compiler.Code
 ) -> str:
-    others = []
-    for obj in context.store[kinds.QUEUES].by("broker", (broker.namespace, broker.name)):
-        try:
-            others.append(resolve.queue_of(obj))
-        except NotReady:
-            continue  # its own status says so; nobody can publish to it
+    told = context.store[kinds.QUEUES].by("told", (broker.namespace, broker.name))
+    if queue.dead_letter is not None:
+        dead_letter = context.store[kinds.QUEUES].get(queue.namespace, queue.dead_letter.queue_ref.name)
+        told += [dead_letter] if dead_letter is not None else []
+    # By ID: the dead letter queue may be told for another reason as well. What cannot be parsed says so in
+    # its own status, and nobody can publish to it.
+    others = {other.id: other for other in map(_parsed, told) if other is not None}
     try:
         document = compiler.entries_document(
-            consumer, queue, broker, source, cluster=context.settings.cluster_id, others=others
+            consumer, queue, broker, source, cluster=context.settings.cluster_id, others=others.values()
         )
     except SpecError as error:
         raise NotReady(Reason.INVALID_SPEC, str(error)) from error
     return render.to_text(document)
+
+
+def _parsed(obj: Obj) -> Queue | None:
+    try:
+        return resolve.queue_of(obj)
+    except NotReady:
+        return None
 
 
 def _objects(

@@ -55,6 +55,7 @@ class ControlPlane:
         self.folder = folder
         self.endpoints = endpoints
         self._wrap = wrap
+        self._processes: list[Process] = []
         for name in ("pki", "log"):
             (folder / name).mkdir(exist_ok=True)
         self.pki = Pki(folder / "pki")
@@ -65,7 +66,9 @@ class ControlPlane:
 
     def process(self, name: str, command: Sequence[str]) -> Process:
         """Prepare one more process of this cluster, with its log beside the others."""
-        return Process(name, self._wrap(command), self.folder / "log")
+        process = Process(name, self._wrap(command), self.folder / "log")
+        self._processes.append(process)
+        return process
 
     def client(self, name: str, user: str, group: str | None = None) -> Path:
         """Give the kubeconfig of a new user."""
@@ -73,8 +76,8 @@ class ControlPlane:
         return self.pki.kubeconfig(name, self.endpoints.server)
 
     def stop(self) -> None:
-        """End all three; their data stays until the folder goes."""
-        for process in (self.controllers, self.apiserver, self.etcd):
+        """End all its processes, the latest first; their data stays until the folder goes."""
+        for process in reversed(self._processes):
             process.kill()
 
     def _sign(self) -> None:

@@ -9,7 +9,11 @@ import pytest
 
 from harness.apiserver import ApiServer
 from harness.broker import Broker
+from harness.broker_pod import BrokerPod
+from harness.images import images_of_environment
 from harness.kubernetes import Cluster, external_kubeconfig
+from harness.node import Node
+from harness.pod_cluster import PodCluster
 from harness.processes import release_ports
 from harness.rabbitmq import RabbitMQ, broker_of_environment
 
@@ -92,3 +96,35 @@ def namespace(apiserver: Cluster) -> Iterator[str]:
     name = apiserver.new_namespace()
     yield name
     apiserver.delete_namespace(name)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[PodCluster]:
+    """One cluster that runs pods for the whole run; or the cluster of LUNAQ_TEST_KUBECONFIG."""
+    external = external_kubeconfig()
+    cluster = PodCluster(external, images_of_environment()) if external else Node()
+    try:
+        if isinstance(cluster, Node):
+            cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def node_namespace(node: PodCluster) -> Iterator[str]:
+    """A namespace of the test's own in `node`; its deletion is begun afterwards and not awaited."""
+    name = node.new_namespace()
+    yield name
+    node.delete_namespace(name)
+
+
+@pytest.fixture(scope="session")
+def broker_pod(node: PodCluster) -> Iterator[BrokerPod]:
+    """One RabbitMQ in a pod of `node` for the whole run; use a virtual host of your own on it."""
+    broker = BrokerPod(node)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()

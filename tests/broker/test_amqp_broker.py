@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
+import aiormq
 import pytest
+from pamqp import commands
 
 from harness.waiting import eventually
 from lunaq_runtime.brokers.amqp import AmqpBroker
@@ -213,6 +217,61 @@ async def test_consuming_without_the_right_is_refused(rabbitmq: Server, vhost: s
             assert error.value.reason == "access_refused"
     finally:
         rabbitmq.api("DELETE", f"/users/{user}")
+
+
+# Malformed messages
+
+
+class Malformed(commands.Basic.Properties):
+    """Properties with one field's bytes put in as they are."""
+
+    raw: ClassVar[dict[str, bytes]] = {}
+
+    def encode_property(self, name: str, value: Any) -> bytes:
+        encoded: bytes = self.raw.get(name) or super().encode_property(name, value)
+        return encoded
+
+
+def nested(depth: int) -> bytes:
+    inner = b""
+    for _ in range(depth):
+        inner = b"\x01nF" + struct.pack(">I", len(inner)) + inner
+    return struct.pack(">I", len(inner)) + inner
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("correlation_id", b"\x03\xff\xfe\xfd"),
+        ("headers", b"\x00\x00\x00\x05\x02\xff\xfet\x01"),
+        ("headers", b"\x00\x00\x00\x0b\x01tT" + b"\x7f" * 8),
+        ("timestamp", b"\x7f" * 8),
+        ("headers", nested(300)),
+        ("headers", nested(3000)),
+    ],
+    ids=["text", "header name", "header time", "timestamp", "deep", "deeper"],
+)
+async def test_a_malformed_message_arrives_and_takes_no_connection_down(
+    rabbitmq: Server, vhost: str, name: str, raw: bytes
+):
+    async with connected(rabbitmq.uri(vhost)) as broker:
+        await broker.declare(topology_of(EMAILS))
+        value: Any = {"k": 1} if name == "headers" else datetime.now(UTC) if name == "timestamp" else "x"
+        properties = type("Raw", (Malformed,), {"raw": {name: raw}})(**{name: value})
+        async with aiormq.connect(rabbitmq.uri(vhost)) as foreign:
+            channel = await foreign.channel()
+            await channel.basic_publish(b"odd", exchange=EXCHANGE, properties=properties)
+        await broker.publish(message(b"fine"))
+        got: list[Delivery] = []
+        subscription = await broker.consume(NAME, prefetch=10, on_deliveries=got.extend)
+        await until(lambda: len(got) >= 2, "both messages")
+        assert [(delivery.body, delivery.redelivered) for delivery in got] == [
+            (b"odd", False),
+            (b"fine", False),
+        ]
+        again = replace(got[0].properties, headers=got[0].properties.headers | {"attempts": 1})
+        await broker.publish(Outgoing(RETRY, "dead", got[0].body, again))
+        subscription.settle(ack=got)
 
 
 # Restarts

@@ -51,7 +51,7 @@ def check(properties: Properties) -> None:
             raise BrokerError("encode_failed", f"{name} must be from {least} to {most}")
     try:
         encode_table(properties.headers)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise BrokerError("encode_failed", f"the headers do not fit AMQP: {error}") from error
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiormq.connection import Connection
 
+from lunaq_runtime.brokers.amqp import tolerant
 from lunaq_runtime.brokers.amqp.errors import translated
 from lunaq_runtime.brokers.base import BrokerError, ServerInfo
 
@@ -100,6 +101,7 @@ async def open_link(
     tls: ssl.SSLContext | None,
 ) -> Link:
     """Connect and log in within `seconds`, or raise BrokerError; `what` names the place, for texts."""
+    tolerant.install()
     connection = Connection(url, context=tls, client_properties={"product": "Lunaq"})
     connection.vhost = vhost
     with translated(what):

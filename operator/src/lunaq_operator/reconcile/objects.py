@@ -12,7 +12,6 @@ from lunaq_operator.reconcile.context import NotReady
 from lunaq_operator.store import key_of, uid_of
 
 if TYPE_CHECKING:
-    from lunaq_operator.kinds import Kind
     from lunaq_operator.reconcile.context import Context
     from lunaq_operator.resources import Consumer
     from lunaq_operator.store import Obj
@@ -111,8 +110,3 @@ def fingerprint(obj: Obj) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def kind_of(obj: Obj) -> Kind:
-    """Return the kind of an owned object."""
-    return _BY_KIND[obj["kind"]]

@@ -166,7 +166,7 @@ class Stage:
         self.observer = new_broker()
         self._collected: dict[str, list[Delivery]] = {}
         self._open: list[App] = []
-        self._brokers: list[Broker] = []
+        self._spies: list[SpyBroker] = []
 
     async def open(self) -> None:
         await self.observer.connect()
@@ -180,10 +180,10 @@ class Stage:
 
     async def close(self) -> None:
         await self.open_gate(closing=True)
+        for spy in self._spies:
+            spy.confirm_gate.set()
         for app in self._open:
             await app.drain()
-        for broker in self._brokers:
-            await broker.close()
         await self.observer.close()
 
     async def start(self, source: str, *, policy: Policy = ALLOW_ALL, **options: Any) -> Running:
@@ -208,6 +208,7 @@ class Stage:
             consumers={CONSUMER: Consumer(CONSUMER, WORK, handler, **options)},
         )
         broker = SpyBroker(self._new_broker())
+        self._spies.append(broker)
         policies = LivePolicies(policy)
         app = App(document, {DRIVER: broker}, policies)
         self._open.append(app)

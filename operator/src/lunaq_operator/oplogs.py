@@ -1,38 +1,17 @@
-"""The operator's log on stderr: one JSON object per line, or plain text for people; set up by `main`."""
+"""The operator's log: the runtime's, under the chart's names of formats, with less of kopf; for `main`."""
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-from datetime import UTC, datetime
 
-_QUIET = ("aiormq", "aiohttp.access", "kopf.objects", "asyncio")
+from lunaq_runtime import logs
 
-
-class JsonFormatter(logging.Formatter):
-    """Writes a record as one JSON object."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["error"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+_FORMATS = {"json": "json", "text": "console"}
 
 
 def configure(log_format: str, level: str) -> None:
     """Send all logs to stderr; `log_format` is `json` or `text`."""
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter() if log_format == "json" else text)
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    logs.setup(_FORMATS[log_format], level)
     if level != "debug":
-        for name in _QUIET:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        # kopf tells of every event and login; what matters of it is told as a warning.
+        logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -7,35 +7,67 @@ HandlerError into Lua.
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime import codecs, durations
 from lunaq_runtime.lua import bridge, uuids, zones
 from lunaq_runtime.lua.bridge import shown, take, text
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, HandlerError
+from lunaq_runtime.lua.memory import size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lunaq_runtime.lua.host import Host, Identity, MessageContext
+    from lunaq_runtime.lua.memory import MemoryGuard
+
+
+def _never() -> HandlerError | None:
+    """Tell that nothing has to end."""
+    return None
 
 
 class Callbacks:
-    """State shared by the callbacks of one Lua state.
+    """What the callbacks of one Lua state share.
 
-    `wall_clock` tells Unix nanoseconds. `context` is the message being handled, `interrupted` tells why
-    the running code must end, and `to_lua` (set once Lua is up) converts plain data.
+    Lua holds on to the callbacks where Python's garbage collector cannot see it. So nothing here may keep
+    the state alive: `bind` takes weak references, and `end` forgets the invocation.
     """
 
     def __init__(self, host: Host, identity: Identity, wall_clock: Callable[[], int]) -> None:
         self._host = host
         self._wall_clock = wall_clock
         self._identity = identity
-        self.context: MessageContext | None = None
-        self.interrupted: Callable[[], HandlerError | None] = lambda: None
-        self.to_lua: Callable[[Any], Any] = lambda value: value
-        self.out_of_memory = False
         self._fed: list[Any] = []
+        self._context: MessageContext | None = None
+        self._interrupted_by = _never
+        self.out_of_memory = False
+
+    def bind(self, to_lua: Callable[[Any], Any], memory: MemoryGuard) -> None:
+        """Take `to_lua`, a bound method, and the state's memory guard, once Lua is up."""
+        self._to_lua = weakref.WeakMethod(to_lua)
+        self._memory = weakref.ref(memory)
+
+    def begin(self, context: MessageContext | None, interrupted: Callable[[], HandlerError | None]) -> None:
+        """Start on a message, or on loading; `interrupted` tells why the code must end."""
+        self._context = context
+        self._interrupted_by = interrupted
+        self.out_of_memory = False
+
+    def end(self) -> None:
+        """Forget the message."""
+        self._context = None
+        self._interrupted_by = _never
+
+    def to_lua(self, value: Any) -> Any:
+        """Convert plain data for handing over (`LuaState.to_lua`)."""
+        convert = self._to_lua()
+        return convert(value) if convert else None
+
+    def _fit(self, need: int = 0) -> bool:
+        memory = self._memory()
+        return memory is not None and memory.fit(need)
 
     def exported(self) -> dict[bytes, Any]:
         """Build the table `S.host` of the prelude."""
@@ -85,28 +117,36 @@ class Callbacks:
     def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def guarded(*arguments: Any) -> Any:
+            if not self._fit():
+                return self._exhausted()
             try:
-                return function(*arguments)
-            except HandlerError:
-                raise
-            except MemoryError:
-                self.out_of_memory = True
-                raise HandlerError("not enough memory", INTERNAL) from None
-            except Exception as error:
-                raise HandlerError(f"internal error: {type(error).__name__}: {error}", INTERNAL) from error
+                result = function(*arguments)
+            except HandlerError as error:
+                failure = error
+            except Exception as error:  # noqa: BLE001 - no other exception may reach Lua
+                failure = HandlerError(f"internal error: {type(error).__name__}: {error}", INTERNAL)
+            else:
+                return result if self._fit(size_of(result)) else self._exhausted()
+            if self._fit():
+                raise failure
+            return self._exhausted()
 
         return guarded
 
-    def _interrupted(self) -> HandlerError | None:
-        return self.interrupted()
+    def _exhausted(self) -> None:
+        """Return what needs no memory; the count hook ends the handler."""
+        self.out_of_memory = True
+
+    def _interrupted(self) -> bool:
+        return self.out_of_memory or self._interrupted_by() is not None
 
     def _feed(self, *tokens: Any) -> None:
         self._fed.extend(tokens)
 
     def _message(self) -> MessageContext:
-        if self.context is None:
+        if self._context is None:
             raise HandlerError("no delivery found in context", INVALID, retryable=False)
-        return self.context
+        return self._context
 
     def _message_header(self, key: bytes) -> Any:
         return self.to_lua(self._message().headers.get(shown(key)))
@@ -119,9 +159,9 @@ class Callbacks:
             "consumer": self._identity.consumer_id,
             "queue": self._identity.queue_id,
         }
-        if self.context is not None:
-            fields["message_id"] = self.context.message_id
-            fields["attempt"] = self.context.attempt
+        if self._context is not None:
+            fields["message_id"] = self._context.message_id
+            fields["attempt"] = self._context.attempt
         return fields
 
     def _log(self, level: bytes, message: bytes, name: bytes, location: bytes, *tokens: Any) -> None:

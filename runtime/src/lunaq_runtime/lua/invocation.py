@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lunaq_runtime.lua import publishing
 from lunaq_runtime.lua.bridge import shown, take
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, TIMEOUT, HandlerError
+from lunaq_runtime.lua.memory import size_of
 from lunaq_runtime.lua.publishing import BadArgumentError, Call, Payload
 from lunaq_runtime.lua.requests import Finished, Publish, Request, Settle, Sleep
 
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 _Operation = Callable[["Invocation", list[Any]], "Request | HandlerError"]
 
-_OUT_OF_MEMORY = b"not enough memory"
+OUT_OF_MEMORY = b"not enough memory"
+"""What Lua raises at its memory limit; not a HandlerError, for that would need memory."""
+
 _NANOSECONDS = 1_000_000_000
 
 
@@ -49,11 +52,6 @@ class Invocation:
         self._finished: Finished | None = None
         self._asked: Request | None = None
         self._settled = ""
-
-    @property
-    def over(self) -> bool:
-        """Whether it has finished."""
-        return self._finished is not None
 
     @property
     def remaining(self) -> float:
@@ -98,17 +96,16 @@ class Invocation:
     def _step(self, reply: tuple[Any, ...]) -> Request | Finished:
         state = self._state
         if self._started:
-            outcome = state.lua_resume(True, *self._to_lua(reply))
+            outcome = self._resume(True, *self._to_lua(reply))
         else:
             self._started = True
-            state.callbacks.context = self._context
-            state.callbacks.interrupted = self._why_ended
-            state.callbacks.out_of_memory = False
+            state.callbacks.begin(self._context, self._why_ended)
             try:
                 body = state.to_lua(self._body)
             except ValueError as error:
                 return self._finish(HandlerError(f"the body is {error}", INVALID, retryable=False))
             self._body = None
+            self._make_room(body)
             outcome = state.lua_start(body)
         while True:
             if outcome is None:
@@ -120,13 +117,22 @@ class Invocation:
             try:
                 answer = operation(self, arguments)
             except BadArgumentError as error:
-                outcome = state.lua_resume(False, str(error).encode())
+                outcome = self._resume(False, str(error).encode())
                 continue
             if isinstance(answer, HandlerError):
-                outcome = state.lua_resume(True, None, answer)
+                outcome = self._resume(True, None, answer)
                 continue
             self._asked = answer
             return answer
+
+    def _resume(self, *arguments: Any) -> Any:
+        self._make_room(arguments)
+        return self._state.lua_resume(*arguments)
+
+    def _make_room(self, value: Any) -> None:
+        """Raise MemoryError where handing over `value` would go beyond the limit."""
+        if self._state.callbacks.out_of_memory or not self._state.memory.fit(size_of(value)):
+            raise MemoryError
 
     def _to_lua(self, reply: tuple[Any, ...]) -> list[Any]:
         if isinstance(self._asked, Publish):
@@ -185,7 +191,7 @@ class Invocation:
         return self._finish(_returned_false() if failed else None)
 
     def _raised(self, value: Any, trace: bytes, raises: int) -> Finished:
-        if value == _OUT_OF_MEMORY or self._state.callbacks.out_of_memory:
+        if value == OUT_OF_MEMORY or self._state.callbacks.out_of_memory:
             return self._finish(self._out_of_memory(), state_lost=True)
         if raises:
             # Raised more than once, it was caught on the way: whoever caught it may have left a mess.
@@ -197,7 +203,7 @@ class Invocation:
         return self._finish(HandlerError(text, INTERNAL, frames=frames))
 
     def _finish(self, error: HandlerError | None, *, state_lost: bool = False) -> Finished:
-        self._state.callbacks.context = None
+        self._state.finished()
         self._finished = Finished(error, self._settled, state_lost)
         return self._finished
 

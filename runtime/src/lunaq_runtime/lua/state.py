@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime.lua import bridge
 from lunaq_runtime.lua.callbacks import Callbacks
+from lunaq_runtime.lua.check import explain
 from lunaq_runtime.lua.errors import KINDS, HandlerError, HandlerLoadError
 from lunaq_runtime.lua.host import Host, Identity, MessageContext
-from lunaq_runtime.lua.invocation import Invocation, timeout_error
+from lunaq_runtime.lua.invocation import OUT_OF_MEMORY, Invocation, timeout_error
+from lunaq_runtime.lua.memory import MemoryGuard, size_of
 from lunaq_runtime.lua.prelude import new_runtime, run_prelude
 
 if TYPE_CHECKING:
@@ -71,41 +73,51 @@ class LuaState:
         self.false_is_failure = false_is_failure
         self.monotonic = monotonic
         self.host = host
-        self.callbacks = Callbacks(host, identity, wall_clock)
         self._current: Invocation | None = None
         self._lua = runtime = new_runtime()
+        self.memory = MemoryGuard(runtime)
+        self.callbacks = Callbacks(host, identity, wall_clock)
+        self.callbacks.bind(self.to_lua, self.memory)
         shared = self._shared(identity)
         run_prelude(runtime, shared)
         self.lua_start: Callable[..., Any] = shared[b"start"]
         self.lua_resume: Callable[..., Any] = shared[b"resume"]
         self.lua_abandon: Callable[[], None] = shared[b"abandon"]
-        new_object = shared[b"new_object"]
+        self._new_object = shared[b"new_object"]
+        self._grant(shared)
+        self.memory.limit_to(handler.memory_limit)
+        self._load(shared)
 
-        def table(value: Any) -> Any:
-            return runtime.table_from(value, recursive=True)
-
-        self.to_lua = self.callbacks.to_lua = lambda value: bridge.to_lua(value, table, new_object)
+    def to_lua(self, value: Any) -> Any:
+        """Convert plain data for handing over; the tables are made without a limit, then `fit` judges."""
+        if value is None or value is True or value is False:
+            return value
+        self.memory.lift()
         try:
-            runtime.set_max_memory(runtime.get_memory_used() + handler.memory_limit)
-            self._load(shared)
-        except MemoryError:
-            raise HandlerLoadError(
-                f"{handler.chunk_name}: loading needs more than the memory limit of"
-                f" {handler.memory_limit} bytes: raise `memoryLimit`"
-            ) from None
+            return bridge.to_lua(value, self._table, self._new_object)
+        finally:
+            self.memory.fit()
+
+    def _table(self, value: Any) -> Any:
+        return self._lua.table_from(value, recursive=True)
 
     def start(self, context: MessageContext, body: Any) -> Invocation:
         """Make the invocation for one message; nothing runs before its first step."""
-        if self._current is not None and not self._current.over:
+        if self._current is not None:
             raise RuntimeError("a Lua state handles one message at a time")
         self._current = Invocation(self, context, body)
         return self._current
+
+    def finished(self) -> None:
+        """Forget the invocation; called by it at its end."""
+        self._current = None
+        self.callbacks.end()
 
     def close(self) -> None:
         """Drop the Lua state; its memory goes with the last reference."""
         self._current = None
         self._lua = None
-        del self.lua_start, self.lua_resume, self.lua_abandon, self.to_lua, self.callbacks
+        del self.lua_start, self.lua_resume, self.lua_abandon, self._new_object, self.callbacks
 
     def _shared(self, identity: Identity) -> Any:
         table = self._lua.table_from
@@ -115,35 +127,48 @@ class LuaState:
                 b"host": table(self.callbacks.exported()),
                 b"env": table({encode(name): encode(value) for name, value in self.handler.env.items()}),
                 b"kinds": table({encode(name): encode(value) for name, value in KINDS.items()}),
-                b"known": table({encode(name): True for name in KNOWN_MODULES}),
+                b"known": table({encode(name): True for name in KNOWN_MODULES - ALWAYS}),
                 b"modules": table({}),
                 b"all_granted": self.handler.modules is None,
                 b"actor_id": encode(identity.consumer_id),
             }
         )
 
+    def _grant(self, shared: Any) -> None:
+        handler = self.handler
+        for name in DEFAULT_MODULES if handler.modules is None else handler.modules:
+            if name in KNOWN_MODULES - ALWAYS:
+                shared[b"grant"](name.encode())
+        for name, library in handler.imports.items():
+            shared[b"add_library"](
+                name.encode(), *(part.encode("utf-8", "surrogateescape") for part in library)
+            )
+
     def _load(self, shared: Any) -> None:
         handler = self.handler
-        granted = DEFAULT_MODULES if handler.modules is None else handler.modules
-        for name in granted:
-            if name in KNOWN_MODULES and name not in ALWAYS:
-                shared[b"grant"](name.encode())
-        for name, (chunk, source) in handler.imports.items():
-            shared[b"add_library"](name.encode(), chunk.encode(), source.encode())
-        deadline = self.monotonic() + handler.timeout
-        self.callbacks.interrupted = lambda: (
-            timeout_error(handler.timeout) if self.monotonic() >= deadline else None
-        )
-        loaded = shared[b"load_handler"](
-            handler.chunk_name.encode(),
-            handler.source.encode(),
-            handler.method.encode(),
-            *(name.encode() for name in handler.imports),
-        )
+        monotonic = self.monotonic
+        deadline = monotonic() + handler.timeout
+        late = timeout_error(handler.timeout)
+        self.callbacks.begin(None, lambda: late if monotonic() >= deadline else None)
+        arguments = (handler.chunk_name, handler.source, handler.method, *handler.imports)
+        encoded = tuple(argument.encode("utf-8", "surrogateescape") for argument in arguments)
+        if not self.memory.fit(size_of(encoded)):
+            raise HandlerLoadError(self._load_failure(OUT_OF_MEMORY))
+        loaded = shared[b"load_handler"](*encoded)
+        self.callbacks.end()
         if isinstance(loaded, tuple):
-            raise HandlerLoadError(self._load_failure(loaded[1]))
+            _, value, _, raises = loaded
+            if self.callbacks.out_of_memory:
+                value, raises = OUT_OF_MEMORY, 0
+            raise HandlerLoadError(self._load_failure(late if raises else value))
 
     def _load_failure(self, value: Any) -> str:
-        if isinstance(value, HandlerError):
-            return f"{self.handler.chunk_name}: {': '.join((*value.contexts, value.text))}"
-        return bridge.shown(value)
+        handler = self.handler
+        if value == OUT_OF_MEMORY:
+            limit = handler.memory_limit
+            return f"{handler.chunk_name}: loading needs more than its {limit} bytes: raise `memoryLimit`"
+        message = value.text if isinstance(value, HandlerError) else bridge.shown(value)
+        for chunk, source in (*handler.imports.values(), (handler.chunk_name, handler.source)):
+            if message.startswith(f"{chunk}:"):
+                return explain(message, source)
+        return f"{handler.chunk_name}: {message}"

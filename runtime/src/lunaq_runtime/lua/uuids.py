@@ -60,7 +60,7 @@ def _parse(value: Any) -> uuid.UUID:
 
 
 def _parsed(given: tuple[Any, ...]) -> uuid.UUID:
-    return _parse(given[0] if given else None)
+    return _parse(given[0])
 
 
 def _valid(value: bytes) -> bool:
@@ -73,7 +73,7 @@ def _valid(value: bytes) -> bool:
 
 def _namespace_and_name(given: tuple[Any, ...]) -> tuple[uuid.UUID, str]:
     namespace = _parsed(given)
-    name = given[1] if len(given) > 1 else None
+    name = given[1]
     if not isinstance(name, bytes) or not name:
         raise ValueError("a name as text is required")
     return namespace, name.decode(errors="replace")
@@ -94,8 +94,8 @@ def _described(value: uuid.UUID) -> dict[str, Any]:
 
 def _formatted(*given: Any) -> str:
     value = _parsed(given)
-    style = given[1] if len(given) > 1 else b"standard"
-    if style == b"standard":
+    style = given[1]
+    if style in (None, b"standard"):
         return str(value)
     if style == b"simple":
         return value.hex

@@ -72,9 +72,9 @@ local kinds = S.kinds
 local function from_table(spec)
   local message = spec.message
   if message == nil then
-    bad_argument(1, "new", "message field is required", 3)
+    bad_argument(1, "new", "message field is required", 2)
   elseif type(message) ~= "string" then
-    bad_argument(1, "new", "message must be a string", 3)
+    bad_argument(1, "new", "message must be a string", 2)
   end
   local kind, retryable, details = spec.kind, spec.retryable, spec.details
   if type(kind) ~= "string" then

@@ -18,7 +18,7 @@ function S.grant(name)
   if module == nil then
     planned[name] = true
     _G[name] = readonly(name, {}, function()
-      error(not_available(name), 3)
+      error(not_available(name), 2)
     end)
     return
   end

@@ -160,8 +160,11 @@ S.modules.env = env
 local uuid = {}
 for _, name in ipairs({ "v1", "v3", "v4", "v5", "v7", "version", "variant", "parse", "format" }) do
   local implementation = host["uuid_" .. name]
-  uuid[name] = function(...)
-    local ok, result = call(implementation, ...)
+  uuid[name] = function(first, second)
+    -- Only texts cross over: handing a table to Python would need memory where there may be none.
+    first = type(first) == "string" and first or nil
+    second = type(second) == "string" and second or nil
+    local ok, result = call(implementation, first, second)
     if ok then
       return result, nil
     end

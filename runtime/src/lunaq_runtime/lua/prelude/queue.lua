@@ -2,7 +2,7 @@
 -- Python (lua/publishing.py), in their order, without a call back in between.
 local S = ...
 
-local type, next, select, tostring, error = type, next, select, tostring, error
+local type, next, select, tostring, error, setmetatable = type, next, select, tostring, error, setmetatable
 local call, host, request, fail = S.call, S.host, S.request, S.fail
 
 local function id_of(value)
@@ -46,7 +46,7 @@ function queue.publish(...)
   local state = (count < 2 or data == nil) and "missing" or "given"
   local out, n, why = {}, nil, nil
   if type(data) == "table" then
-    empty = next(data) == nil
+    empty = next(S.frozen[data] or data) == nil
   end
   if state == "given" and empty then
     state = "empty"

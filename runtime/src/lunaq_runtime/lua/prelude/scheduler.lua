@@ -3,7 +3,7 @@
 -- hold of TOKEN or REPLY, so its own yields and resumes cannot be mistaken for ours.
 local S = ...
 
-local coroutine, error, type, rawequal, select = coroutine, error, type, rawequal, select
+local coroutine, error, type, rawequal, sub = coroutine, error, type, rawequal, string.sub
 local raw_create, raw_resume, raw_yield = coroutine.create, coroutine.resume, coroutine.yield
 local raw_close, running, status = coroutine.close, coroutine.running, coroutine.status
 local sethook, traceback, clock, call = S.sethook, S.traceback, os.clock, S.call
@@ -14,31 +14,70 @@ local COUNT = 10000 -- instructions between two looks at the clock
 local PATIENCE = 0.01 -- seconds of CPU time between two questions to Python, which need the GIL
 
 local main -- the coroutine of the running handler, or of a chunk being loaded
-local ended -- the error that ends it, once its time is up or it was interrupted
-local raises = 0 -- how often that error had to be raised
+local ended = false -- its time is up, or it was interrupted; Python knows why
+local raises = 0 -- how often that had to be raised
 local asked = clock()
+-- Made beforehand: at the memory limit, an error that needs memory could not be raised.
+local END = call(S.host.make_error, "the handler is being ended", "Canceled", true, "")
 
 local function on_count()
-  if ended == nil then
+  if not ended then
     local now = clock()
     if now - asked < PATIENCE and now >= asked then
       return
     end
     asked = now
     ended = call(interrupted)
-    if ended == nil then
+    if not ended then
       return
     end
   end
   raises = raises + 1
   -- From now on at every instruction, so that no pcall can go on.
   sethook(on_count, "", 1)
-  error(ended, 0)
+  error(END, 0)
+end
+
+-- Where memory or a stack is exhausted, the hook itself cannot run and raises this instead of its own
+-- error. Whoever could catch it could go on for ever, so these are not to be caught.
+local function fatal(err)
+  return type(err) == "string"
+    and (err == "not enough memory" or err == "error in error handling" or sub(err, -14) == "stack overflow")
+end
+
+local function guarded(ok, ...)
+  if not ok then
+    if ended then
+      error(END, 0)
+    elseif fatal((...)) then
+      error((...), 0)
+    end
+  end
+  return ok, ...
+end
+
+local raw_pcall, raw_xpcall = pcall, xpcall
+
+function pcall(...)
+  return guarded(raw_pcall(...))
+end
+
+function xpcall(body, handler, ...)
+  if type(handler) ~= "function" then
+    return raw_xpcall(body, handler, ...)
+  end
+  -- A message handler runs where the error is raised: inside the hook no other hook can stop it.
+  return guarded(raw_xpcall(body, function(err)
+    if ended or fatal(err) then
+      return err
+    end
+    return handler(err)
+  end, ...))
 end
 
 local function create(body)
-  if ended ~= nil then
-    error(ended, 0)
+  if ended then
+    error(END, 0)
   end
   local thread = raw_create(body)
   sethook(thread, on_count, "", COUNT)
@@ -49,7 +88,7 @@ local function pass(thread, ok, first, ...)
   if ok and rawequal(first, TOKEN) then
     return pass(thread, raw_resume(thread, raw_yield(TOKEN, ...)))
   end
-  return ok, first, ...
+  return guarded(ok, first, ...)
 end
 
 local function unwrap(thread, ok, ...)
@@ -69,7 +108,9 @@ local function checked(name, body)
 end
 
 S.coroutine = {
-  close = raw_close,
+  close = function(thread)
+    return guarded(raw_close(thread))
+  end,
   isyieldable = coroutine.isyieldable,
   running = running,
   status = status,
@@ -78,8 +119,8 @@ S.coroutine = {
     return create(body)
   end,
   resume = function(thread, ...)
-    if ended ~= nil then
-      error(ended, 0)
+    if ended then
+      error(END, 0)
     end
     return pass(thread, raw_resume(thread, ...))
   end,
@@ -87,8 +128,8 @@ S.coroutine = {
     checked("wrap", body)
     local thread = create(body)
     return function(...)
-      if ended ~= nil then
-        error(ended, 0)
+      if ended then
+        error(END, 0)
       end
       return unwrap(thread, pass(thread, raw_resume(thread, ...)))
     end
@@ -122,7 +163,7 @@ end
 
 local function begin(body)
   main = raw_create(body)
-  ended, raises, asked = nil, 0, clock()
+  ended, raises, asked = false, 0, clock()
   sethook(main, on_count, "", COUNT)
   return main
 end
@@ -130,7 +171,7 @@ end
 -- What a dead coroutine ended with, as values Python can take: text, traceback, or an error object.
 local function failure(thread, value)
   local trace = traceback(thread)
-  if ended == nil then
+  if not ended then
     raw_close(thread)
   end
   if type(value) == "table" then

@@ -122,5 +122,5 @@ end
 S.hidden, S.fields, S.new_duration, S.nanoseconds = hidden, fields, new_duration, nanoseconds
 S.time = time
 S.modules.time = S.readonly("time", time, function(name)
-  error("time." .. tostring(name) .. " is not available in this version of Lunaq", 3)
+  error("time." .. tostring(name) .. " is not available in this version of Lunaq", 2)
 end)

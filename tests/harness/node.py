@@ -95,10 +95,10 @@ class Node(PodCluster):
             self._start("kube-proxy", self._proxy())
             dns = self._start("coredns", self._coredns())
             self.apply(self._dns_service())
+            kubelet = self._start("kubelet", self._kubelet())
+            dns.wait_until(lambda: accepts(address, 53), "CoreDNS to listen")
+            kubelet.wait_until(self._node_ready, "the node to be ready", timeout=90)
             imported.result()
-        kubelet = self._start("kubelet", self._kubelet())
-        dns.wait_until(lambda: accepts(address, 53), "CoreDNS to listen")
-        kubelet.wait_until(self._node_ready, "the node to be ready", timeout=90)
         wait_for(
             lambda: self.get("serviceaccount", "default", "-n", "default"), "the controller manager to act"
         )
@@ -116,6 +116,12 @@ class Node(PodCluster):
     @contextlib.contextmanager
     def forward(self, namespace: str, service: str, port: int) -> Iterator[tuple[str, int]]:
         yield self.get("service", service, "-n", namespace)["spec"]["clusterIP"], port
+
+    def kill_pod(self, namespace: str, pod: str) -> None:
+        found = self.get("pod", pod, "-n", namespace)
+        for status in found["status"]["containerStatuses"]:
+            container = status["containerID"].removeprefix("containerd://")
+            self._ctr("tasks", "kill", "--signal", "SIGKILL", container)
 
     def _helm(self) -> str:
         return kubernetes_program("helm", _SETUP)

@@ -75,6 +75,13 @@ class PodCluster(Cluster):
         """Give the host and port at which this process reaches a Service's AMQP port."""
         return self.forward(namespace, service, _AMQP_PORT)
 
+    def kill_pod(self, namespace: str, pod: str) -> None:
+        """End a pod's processes as hard as this cluster lets us; its controller brings it back.
+
+        Elsewhere that is a deletion without grace; `Node` sends SIGKILL.
+        """
+        self.kubectl("delete", "pod", pod, "-n", namespace, "--grace-period=0", "--force")
+
     def wait_ready(self, namespace: str, *selector: str, timeout: float = 120) -> None:
         """Wait until pods are ready; KubectlError tells what the namespace's events say if they are not.
 

@@ -144,14 +144,15 @@ class Sandbox:
         return network
 
     def _cgroups(self) -> list[Path]:
-        """Give our control group's folders: one with cgroup v2, one per hierarchy with v1."""
-        name = self.cgroup.removeprefix("/")
-        if (_CGROUPS / "cgroup.controllers").exists():
-            return [_CGROUPS / name]
-        hierarchies = {path.resolve() for path in _CGROUPS.iterdir() if (path / "cgroup.procs").exists()}
-        return [hierarchy / name for hierarchy in sorted(hierarchies)]
+        """Give our control group's folders, one per hierarchy."""
+        return [hierarchy / self.cgroup.removeprefix("/") for hierarchy in _hierarchies()]
 
     def _make_cgroups(self) -> None:
+        """Make ours, and remove those that test runs left behind which were killed."""
+        for hierarchy in _hierarchies():
+            for left in hierarchy.glob("lunaq-*"):
+                if not Path("/sys/class/net", left.name.replace("-", "")).exists():
+                    _remove_cgroup(left)
         for group in self._cgroups():
             group.mkdir(exist_ok=True)
             for setting in ("cpuset.cpus", "cpuset.mems"):
@@ -165,6 +166,13 @@ def _ip(*args: str, check: bool = True) -> bool:
     if check and done.returncode != 0:
         raise RuntimeError(f"ip {' '.join(args)} failed: {done.stderr}")
     return done.returncode == 0
+
+
+def _hierarchies() -> list[Path]:
+    """Give the roots of the control groups: one with cgroup v2, one per controller with v1."""
+    if (_CGROUPS / "cgroup.controllers").exists():
+        return [_CGROUPS]
+    return sorted({path.resolve() for path in _CGROUPS.iterdir() if (path / "cgroup.procs").exists()})
 
 
 def _remove_cgroup(group: Path) -> bool:

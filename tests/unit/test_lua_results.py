@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from lua_driver import FakeHost, load, run
 
+from lunaq_runtime.entries.model import Handler
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, HandlerError
 from lunaq_runtime.lua.requests import Finished, Publish, Settle, Sleep
 from lunaq_runtime.lua.state import Identity, LuaState, MessageContext
@@ -25,8 +26,6 @@ def test_false_alone_is_a_failure():
 
 
 def test_false_is_success_where_the_consumer_says_so():
-    from lunaq_runtime.entries.model import Handler  # noqa: PLC0415 - only this test builds its own state
-
     handler = Handler("app.lua", "function handle() return false end")
     state = LuaState(handler, FakeHost(), identity=Identity("c", "q"), false_is_failure=False)
     assert state.start(MessageContext("1"), None).step() == Finished()

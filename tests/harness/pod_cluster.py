@@ -14,6 +14,8 @@ from harness.processes import Process, accepts, free_port
 from harness.toolchain import system_program
 
 _AMQP_PORT = 5672
+# kubectl gives a forward up as soon as one connection through it is refused, as while a broker restarts.
+_AGAIN = 'while :; do setpriv --pdeathsig KILL "$@"; sleep 0.2; done'
 
 
 class HelmError(RuntimeError):
@@ -58,10 +60,11 @@ class PodCluster(Cluster):
 
     @contextlib.contextmanager
     def forward(self, namespace: str, service: str, port: int) -> Iterator[tuple[str, int]]:
-        """Give the host and port at which this process reaches a Service."""
+        """Give the host and port at which this process reaches a Service, also after its pod has changed."""
         local = free_port()
         command = [self._kubectl, "port-forward", "-n", namespace, f"service/{service}", f"{local}:{port}"]
-        process = Process(f"forward-{local}", command, Path(self._cache.name), self.environment())
+        endless = ["sh", "-c", _AGAIN, "forward", *command]
+        process = Process(f"forward-{local}", endless, Path(self._cache.name), self.environment())
         process.start()
         try:
             process.wait_until(lambda: accepts("127.0.0.1", local), f"the forward to service {service}")

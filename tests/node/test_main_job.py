@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 from application import Application, handled
@@ -21,6 +22,22 @@ pytestmark = [pytest.mark.timeout(600)]
 
 def mails(count: int, **extra: object) -> list[dict[str, object]]:
     return [{"to": f"user{n}@example.com", "subject": f"mail {n}", **extra} for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def lunaq(node):
+    """The chart, installed as the README says, in a namespace of its own."""
+    namespace = node.new_namespace()
+    images = []
+    for name in ("operator", "runtime"):
+        repository, tag = node.images.split(getattr(node.images, name))
+        images += ["--set", f"image.{name}.repository={repository}", "--set", f"image.{name}.tag={tag}"]
+        images += ["--set", f"image.{name}.pullPolicy={node.images.pull_policy}"]
+    chart = str(Path(__file__).parents[2] / "charts" / "lunaq")
+    node.helm("install", "lunaq", chart, "-n", namespace, *images, "--wait", "--timeout", "120s")
+    yield namespace
+    node.helm("uninstall", "lunaq", "-n", namespace, "--wait", "--timeout", "120s")
+    node.delete_namespace(namespace)
 
 
 @pytest.fixture
@@ -100,7 +117,7 @@ async def test_a_consumer_pod_killed_in_the_middle_loses_nothing(slow_app) -> No
     ids = await app.publish(mails(MESSAGES))
     await app.wait_depth("sent", MESSAGES // 5)
     (pod,) = app.pods()
-    await asyncio.to_thread(app.node.kill_containers, app.namespace, pod)
+    await asyncio.to_thread(app.node.kill_pod, app.namespace, pod)
     assert await app.depth("sent") < MESSAGES, "killed too late: everything had been handled"
     await app.wait_depth("sent", MESSAGES)
     await app.wait_idle()

@@ -140,6 +140,8 @@ class Engine:
         tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=settings,
+            # kopf's own asks for the user's name, which the numeric user of a pod does not have.
+            identity=self._settings.identity,  # type: ignore[arg-type]  # a NewType that kopf keeps private
             standalone=True,
             stop_flag=stop,
             **watch.namespaces_or_cluster(self._settings.namespaces),

@@ -82,7 +82,10 @@ async def _bring_about(context: Context, key: Key, obj: Obj, consumer: Consumer,
     if not resolve.is_ready(queue_obj):
         raise NotReady(Reason.QUEUE_NOT_READY, f"Queue {queue.id} is not Ready; its status says why")
     assert found.deployment is not None  # noqa: S101 - it is among the wanted
-    return readiness.readiness(found.deployment, replicas, suspended=consumer.suspend)
+    status, reason, message = readiness.readiness(found.deployment, replicas, suspended=consumer.suspend)
+    if consumer.scaling is not None:
+        message += "; spec.scaling is not implemented yet, spec.replicas counts"
+    return status, reason, message
 
 
 async def _apply_policy(context: Context, key: Key, obj: Obj, consumer: Consumer, found: Findings) -> Obj:

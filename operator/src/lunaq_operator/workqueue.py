@@ -69,7 +69,6 @@ class WorkQueue(Generic[K]):
         self.done = 0
         """How many runs of `work` ended, well or not."""
 
-
     def __len__(self) -> int:
         """Count the keys that wait or run."""
         return len(self._waiting) + len(self._running)

@@ -31,8 +31,8 @@ def _never() -> HandlerError | None:
 class Callbacks:
     """What the callbacks of one Lua state share.
 
-    Lua holds on to the callbacks where Python's garbage collector cannot see it. So nothing here may keep
-    the state alive: `bind` takes weak references, and `end` forgets the invocation.
+    Lua holds on to the callbacks. A state that is dropped must give its memory back without waiting for the
+    garbage collector, so nothing here keeps it alive: `bind` takes weak references, `end` forgets the rest.
     """
 
     def __init__(self, host: Host, identity: Identity, wall_clock: Callable[[], int]) -> None:

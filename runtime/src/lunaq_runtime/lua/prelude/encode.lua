@@ -9,7 +9,7 @@ local metatable_of, opaque, call = S.raw_metatable, S.opaque, S.call
 local ARRAY, OBJECT, error_text, feed = S.host.ARRAY, S.host.OBJECT, S.host.error_text, S.host.feed
 
 local MAX_DEPTH = 128
-local CHUNK = 4000 -- values per call to Python; Lua's stack has an end
+local CHUNK = 100 -- values per call to Python; with more of them, lupa gets slower for each
 
 local empty_object = { __name = "object" }
 

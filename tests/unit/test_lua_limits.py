@@ -86,6 +86,24 @@ def test_an_exhausted_stack_cannot_be_caught(source: str):
     assert finished.error is not None
 
 
+@pytest.mark.parametrize("depth", [190, 194, 195, 196, 197, 198])
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "pcall(function() while true do end end)",
+        "xpcall(function() while true do end end, function() while true do end end)",
+        "coroutine.resume(coroutine.create(function() while true do end end))",
+    ],
+)
+def test_a_loop_just_above_the_end_of_the_stack_is_ended_as_well(depth: int, loop: str):
+    finished = run(
+        f"local function dive(n) if n == 0 then while true do {loop} end end"
+        f" return setmetatable({{}}, {{__index = function() return dive(n - 1) end}}).x end dive({depth})",
+        timeout=LIMIT,
+    ).finished
+    assert finished.error is not None
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -375,3 +375,20 @@ def test_a_consumer_that_cannot_be_is_refused_by_field(spec, field):
 )
 def test_a_handler_that_cannot_be_is_refused_by_field(spec, field):
     refused(lambda: handler(**spec), field)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reached"),
+    [
+        ("amqp://rabbitmq", "amqp://rabbitmq.app.svc"),
+        ("amqp://rabbitmq:5672/rabbitmq", "amqp://rabbitmq.app.svc:5672/rabbitmq"),
+        ("amqps://rabbitmq?heartbeat=5", "amqps://rabbitmq.app.svc?heartbeat=5"),
+        ("amqp://rabbitmq.other:5672", "amqp://rabbitmq.other:5672"),
+        ("amqp://localhost:5672/%2F", "amqp://localhost:5672/%2F"),
+        ("amqp://10.0.0.1", "amqp://10.0.0.1"),
+        ("amqp://[::1]:5672", "amqp://[::1]:5672"),
+    ],
+)
+def test_a_host_without_a_dot_is_a_service_beside_the_broker(uri, reached) -> None:
+    broker = parse_broker(obj("Broker", "rabbitmq", BROKER | {"uri": uri}))
+    assert broker.cluster_uri == reached

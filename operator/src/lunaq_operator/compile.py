@@ -124,7 +124,7 @@ def _driver(broker: Broker) -> Document:
     return {
         "name": str(_driver_id(broker.namespace, broker.name)),
         "kind": "queue.driver.amqp",
-        "url": broker.uri,
+        "url": broker.cluster_uri,
     }
 
 

@@ -79,7 +79,7 @@ async def read_target(context: Context, broker: Broker) -> Target:
             certificate, private_key = (value_of(pair, name, again) for name in ("tls.crt", "tls.key"))
     return Target(
         uid=broker.uid,
-        uri=broker.uri,
+        uri=broker.cluster_uri,
         username=value_of(credentials, "username", again).decode(),
         password=value_of(credentials, "password", again).decode(),
         ca=ca,

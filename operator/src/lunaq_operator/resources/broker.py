@@ -70,6 +70,18 @@ class Broker(Resource):
         """The ID of the Broker's entry, `<namespace>:<name>`."""
         return Id(self.namespace, self.name)
 
+    @property
+    def cluster_uri(self) -> str:
+        """The URI that works from every namespace: a host of one label is a Service beside the Broker.
+
+        The operator runs elsewhere, where DNS would look for that Service in the operator's namespace.
+        """
+        address = urlsplit(self.uri).netloc
+        host, colon, port = address.partition(":")
+        if address.startswith("[") or "." in host or host == "localhost":
+            return self.uri
+        return self.uri.replace(f"://{address}", f"://{host}.{self.namespace}.svc{colon}{port}", 1)
+
 
 def effective_access(broker: Broker) -> str:
     """Return how pods log in: as said, else `PerConsumer` where there is a management API."""

@@ -99,7 +99,7 @@ def test_a_consumer_reads_back_as_what_it_means():
         )
     }
     driver = document.drivers[Id("app", "rabbitmq")]
-    assert (driver.kind, driver.url) == ("amqp", "amqps://rabbitmq:5671/v%2Fhost")
+    assert (driver.kind, driver.url) == ("amqp", "amqps://rabbitmq.app.svc:5671/v%2Fhost")
 
 
 def test_an_empty_list_of_modules_reads_back_as_none_allowed():

@@ -390,5 +390,5 @@ def test_a_handler_that_cannot_be_is_refused_by_field(spec, field):
     ],
 )
 def test_a_host_without_a_dot_is_a_service_beside_the_broker(uri, reached) -> None:
-    broker = parse_broker(obj("Broker", "rabbitmq", BROKER | {"uri": uri}))
+    broker = parse_broker(obj("Broker", BROKER | {"uri": uri}))
     assert broker.cluster_uri == reached

@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 # More arguments for pytest, for example: make test-broker ARGS='-k retry -x'
 ARGS ?=
 
-.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images
+.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images prove-sabotage
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,3 +48,8 @@ test: ## check and all four levels of tests, in this order
 
 images: setup ## build the images of the operator and the runtime into the cache (needs root)
 	@scripts/build-images operator runtime
+
+prove-sabotage: setup ## break one thing at a time in a copy; each must turn a named test red (minutes)
+	@scripts/setup-brokers
+	@scripts/setup-cluster
+	@scripts/sabotage

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from harness.broker import Broker
 from harness.pod_cluster import PodCluster
-from harness.processes import accepts
+from harness.processes import speaks_amqp
 from harness.waiting import wait_for
 
 _NAME = "rabbitmq"
@@ -135,7 +135,7 @@ class BrokerPod(Broker):
     def _wait_serving(self) -> None:
         def serving() -> bool:
             self.api("GET", "/whoami")
-            return accepts(self.host, self.port)
+            return speaks_amqp(self.host, self.port)
 
         not_yet = (OSError, http.client.HTTPException, RuntimeError)
         wait_for(serving, "the broker's pod to serve", timeout=120, retry_on=not_yet)

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from harness.images import Images
 from harness.kubernetes import Cluster
-from harness.processes import Process, accepts, free_port
+from harness.relay import Relay
 from harness.toolchain import system_program
 
 _AMQP_PORT = 5672
-# kubectl gives a forward up as soon as one connection through it is refused, as while a broker restarts.
-_AGAIN = 'while :; do setpriv --pdeathsig KILL "$@"; sleep 0.2; done'
 
 
 class HelmError(RuntimeError):
@@ -61,16 +59,20 @@ class PodCluster(Cluster):
     @contextlib.contextmanager
     def forward(self, namespace: str, service: str, port: int) -> Iterator[tuple[str, int]]:
         """Give the host and port at which this process reaches a Service, also after its pod has changed."""
-        local = free_port()
-        command = [self._kubectl, "port-forward", "-n", namespace, f"service/{service}", f"{local}:{port}"]
-        endless = ["sh", "-c", _AGAIN, "forward", *command]
-        process = Process(f"forward-{local}", endless, Path(self._cache.name), self.environment())
-        process.start()
+        command = [
+            self._kubectl,
+            "port-forward",
+            "-n",
+            namespace,
+            f"service/{service}",
+            f":{port}",
+            "--address=127.0.0.1",
+        ]
+        relay = Relay(command, Path(self._cache.name), self.environment())
         try:
-            process.wait_until(lambda: accepts("127.0.0.1", local), f"the forward to service {service}")
-            yield "127.0.0.1", local
+            yield "127.0.0.1", relay.port
         finally:
-            process.kill()
+            relay.close()
 
     def amqp_forward(
         self, namespace: str, service: str
@@ -86,7 +88,7 @@ class PodCluster(Cluster):
         self.kubectl("delete", "pod", pod, "-n", namespace, "--grace-period=0", "--force")
 
     def wait_ready(self, namespace: str, *selector: str, timeout: float = 120) -> None:
-        """Wait until pods are ready; KubectlError tells what the namespace's events say if they are not.
+        """Wait until pods are ready; TimeoutError tells what their events say if they are not.
 
         Args:
             namespace: theirs.

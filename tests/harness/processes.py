@@ -50,6 +50,14 @@ def accepts(host: str, port: int) -> bool:
     return False
 
 
+def speaks_amqp(host: str, port: int) -> bool:
+    """Tell whether a broker answers there: a forwarded port accepts even if nothing is behind it."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2) as connection:
+        connection.sendall(b"AMQP\x00\x00\x09\x01")
+        return connection.recv(1) == b"\x01"  # a method frame: connection.start
+    return False
+
+
 class Process:
     """One program with its output in a file; killed by the kernel if the test run dies.
 
@@ -123,7 +131,8 @@ class Process:
             self.kill()
 
     def kill(self) -> None:
-        """End it by SIGKILL and wait until it is gone."""
+        """End it and what it started by SIGKILL, and wait until it is gone."""
         if self._popen is not None:
-            self._popen.kill()
+            if self._popen.poll() is None:
+                os.killpg(self._popen.pid, signal.SIGKILL)
             self._popen.wait()

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from harness.broker import Broker
-from harness.processes import Process, accepts, free_port
+from harness.processes import Process, accepts, free_port, speaks_amqp
 from harness.toolchain import MissingToolError, system_program
 from harness.waiting import wait_for
 
@@ -119,7 +119,7 @@ class RabbitMQ(Broker):
             self.api("GET", "/whoami")
         except (http.client.HTTPException, RuntimeError):
             return False
-        return accepts(self.host, self.port) and accepts(self.host, self.prometheus_port)
+        return speaks_amqp(self.host, self.port) and accepts(self.host, self.prometheus_port)
 
     def shut_down(self) -> None:
         """End the node gracefully, its data kept: `start` brings it back."""

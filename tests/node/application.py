@@ -136,7 +136,7 @@ class Application:
         return records
 
     async def wait_idle(self, seconds: float = 120) -> None:
-        """Wait until nothing is ready or waiting for its retry (asked now), nor unacknowledged (as last told)."""
+        """Wait until nothing is ready or waiting (asked now), nor unacknowledged (as last told)."""
         names = ["emails", *(f"emails.retry.{ms}" for ms in (1000, 2000))]
 
         def told_idle() -> bool:

@@ -107,5 +107,14 @@ def test_a_line_survives_text_that_is_not_unicode(lines: Any) -> None:
 def test_the_level_holds_for_us_and_libraries_are_quieter(lines: Any) -> None:
     read = lines("console", "debug")
     logger.debug("ours")
-    logging.getLogger("aiormq.connection").info("theirs")
+    logging.getLogger("aiohttp.access").info("theirs")
     assert [line.split()[-1] for line in read()] == ["ours"]
+
+
+@pytest.mark.parametrize(("level", "told"), [("info", 0), ("debug", 1)])
+def test_what_the_amqp_library_repeats_of_our_errors_is_told_at_debug_only(
+    lines: Any, level: str, told: int
+) -> None:
+    read = lines("console", level)
+    logging.getLogger("aiormq.connection").error("connection refused")
+    assert len(read()) == told

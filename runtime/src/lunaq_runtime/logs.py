@@ -19,7 +19,9 @@ FORMATS = ("json", "console")
 LEVELS = ("debug", "info", "warning", "error")
 
 _CREDENTIALS = re.compile(r"://[^\s\"'<>]*@")
-_CHATTY = ("aiormq", "aio_pika", "aiohttp.access", "asyncio")
+_CHATTY = ("aiohttp.access", "asyncio")
+_REPEATED = ("aiormq",)
+"""Loggers whose errors reach us as exceptions and are told by us, with what is done about them."""
 
 
 def setup(log_format: str, level: str, stream: TextIO | None = None) -> None:
@@ -32,6 +34,8 @@ def setup(log_format: str, level: str, stream: TextIO | None = None) -> None:
     for name in _CHATTY:
         # What they say at info is what we say ourselves, with more of it.
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in _REPEATED:
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
 
 
 def redact(text: str) -> str:

@@ -281,10 +281,13 @@ def test_finalizers_are_released_before_the_operator_goes(default, namespaced):
     job = one(default, "Job", "lunaq-release-finalizers")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
     assert pod_of(job)["containers"][0]["command"] == ["lunaq-operator"]
-    assert pod_of(job)["containers"][0]["args"] == ["release-finalizers"]
+    operator = pod_of(one(default, "Deployment", "lunaq"))["containers"][0]["args"]
+    lease = [arg for arg in operator if arg.startswith("--lease-")]
+    assert len(lease) == 2, "the Job takes the operator's lease, so that it puts nothing back"
+    assert pod_of(job)["containers"][0]["args"] == ["release-finalizers", *lease]
     job = one(namespaced, "Job", "lunaq-release-finalizers")
     args = pod_of(job)["containers"][0]["args"]
-    assert args == ["release-finalizers", "--namespace=app", "--namespace=web"]
+    assert args == ["release-finalizers", *lease, "--namespace=app", "--namespace=web"]
 
 
 def test_every_value_shows_where_it_belongs(render, tmp_path):

@@ -16,6 +16,7 @@ from lunaq_runtime.lua.requests import Finished, Settle
 from lunaq_runtime.retry import (
     DECODE_ERROR,
     TOO_LARGE,
+    Ack,
     Failed,
     HandedBack,
     Outcome,
@@ -161,6 +162,7 @@ class Slot:
 
     async def _settle_explicitly(self, settler: Settler, delivery: Delivery, *, ack: bool) -> tuple[Any, ...]:
         if self._consumer.auto_ack:
+            settler.submit(delivery, Ack())  # sends nothing; the delivery is just no longer held
             return True, None
         outcome: Outcome = Succeeded() if ack else Failed("the handler called msg:nack()", "")
         try:

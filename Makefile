@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+# Two at a time: each has services of its own, and a machine of two cores is kept busy but not overrun.
+PARALLEL := -n 2 --dist loadfile
 # More arguments for pytest, for example: make test-broker ARGS='-k retry -x'
 ARGS ?=
 
@@ -28,16 +30,16 @@ format: setup ## rewrite the code in the house format
 	$(BIN)/ruff format
 
 test-unit: setup ## pure logic: no broker, no cluster (seconds)
-	$(PYTEST) tests/unit $(ARGS)
+	$(PYTEST) tests/unit -n auto --dist worksteal $(ARGS)
 
 test-broker: setup ## against a real RabbitMQ, started here
 	@scripts/setup-brokers
-	$(PYTEST) tests/broker $(ARGS)
+	$(PYTEST) tests/broker $(PARALLEL) $(ARGS)
 
 test-cluster: setup ## against a real Kubernetes API server and RabbitMQ, started here
 	@scripts/setup-brokers
 	@scripts/setup-cluster
-	$(PYTEST) tests/cluster $(ARGS)
+	$(PYTEST) tests/cluster $(PARALLEL) $(ARGS)
 
 test-node: setup ## the images in real pods on a one-node cluster, started here (needs root)
 	@scripts/setup-node

@@ -46,6 +46,7 @@ test-node: setup ## the images in real pods on a one-node cluster, started here 
 	$(PYTEST) tests/node $(ARGS)
 
 test: ## check and all four levels of tests, in this order
+	@scripts/preflight
 	@scripts/run-levels check test-unit test-broker test-cluster test-node
 
 images: setup ## build the images of the operator and the runtime into the cache (needs root)

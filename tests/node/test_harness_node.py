@@ -123,9 +123,9 @@ def test_a_pod_reaches_the_broker_by_its_cluster_uri(
     node: PodCluster, node_namespace: str, broker_pod: BrokerPod
 ) -> None:
     code = (
-        "import asyncio, aio_pika, sys\n"
+        "import asyncio, aiormq\n"
         "async def main():\n"
-        f"    connection = await aio_pika.connect({broker_pod.cluster_uri()!r})\n"
+        f"    connection = await aiormq.connect({broker_pod.cluster_uri()!r})\n"
         "    print('connected')\n"
         "    await connection.close()\n"
         "asyncio.run(main())\n"

@@ -39,11 +39,11 @@ test-broker: setup ## against a real RabbitMQ, started here
 test-cluster: setup ## against a real Kubernetes API server and RabbitMQ, started here
 	@scripts/setup-brokers
 	@scripts/setup-cluster
-	$(PYTEST) tests/cluster $(PARALLEL) $(ARGS)
+	$(PYTEST) tests/cluster -n 2 --dist worksteal $(ARGS)
 
 test-node: setup ## the images in real pods on a one-node cluster, started here (needs root)
 	@scripts/setup-node
-	$(PYTEST) tests/node $(ARGS)
+	$(PYTEST) tests/node $(PARALLEL) $(ARGS)
 
 test: ## check and all four levels of tests, in this order
 	@scripts/preflight

@@ -12,8 +12,9 @@ from lunaq_runtime.topology import (
     QueueDecl,
     Topology,
     combine,
+    delay_key,
     deletion_order,
-    retry_delay_keys,
+    retry_delays,
     topology_of,
 )
 
@@ -72,7 +73,7 @@ def test_a_repeated_delay_is_one_queue_and_one_key():
     topology = topology_of(queue)
     names = [decl.name for decl in topology.queues if ".retry." in decl.name]
     assert names == ["app:emails.retry.1000", "app:emails.retry.5000"]
-    assert retry_delay_keys(queue) == ("1000", "5000")
+    assert tuple(map(delay_key, retry_delays(queue))) == ("1000", "5000")
     assert sum(binding.routing_key == "5000" for binding in topology.bindings) == 1
 
 

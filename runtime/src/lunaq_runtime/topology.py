@@ -127,11 +127,6 @@ def delay_key(delay_ms: int) -> str:
     return str(delay_ms)
 
 
-def retry_delay_keys(queue: Queue) -> tuple[str, ...]:
-    """List the routing keys of the delays of `queue`, shortest first; `DEAD_KEY` exists besides."""
-    return tuple(delay_key(ms) for ms in retry_delays(queue))
-
-
 def deletion_order(topology: Topology) -> tuple[tuple[str, str], ...]:
     """List what to delete as `("exchange" | "queue", name)`.
 

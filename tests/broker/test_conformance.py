@@ -610,6 +610,110 @@ async def test_a_consumer_comes_back_when_its_queue_is_deleted_and_declared_agai
     assert await broker.queue_info(NAME) == QueueInfo(0, 0)
 
 
+# Publishing by callback
+
+
+class Told:
+    """What `publish_soon` told of each message: None, or the reason of a refusal."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, list[str | None]] = {}
+
+    def of(self, name: str) -> Callable[[BrokerError | None], None]:
+        self.reasons[name] = []
+        return lambda error: self.reasons[name].append(error.reason if error else None)
+
+    async def all(self) -> dict[str, list[str | None]]:
+        async def everything() -> bool:
+            return all(self.reasons.values())
+
+        await eventually(everything, "every callback")
+        # A second call of any would come with the answer to a later publish at the latest.
+        await asyncio.sleep(0)
+        return self.reasons
+
+
+async def test_a_publish_by_callback_is_told_of_once_and_never_during_the_call(broker: Broker):
+    told = Told()
+    for number in range(200):
+        broker.publish_soon(message(b"%d" % number, message_id="same"), told.of(str(number)))
+    assert not any(told.reasons.values())
+    await told.all()
+    await broker.publish(message(b"last"))
+    assert set(map(tuple, told.reasons.values())) == {(None,)}
+    await ready(broker, NAME, 201)
+
+
+async def test_publishes_by_callback_keep_their_order(broker: Broker):
+    await broker.publish(message(b"0"))
+    told = Told()
+    for number in range(1, 300):
+        broker.publish_soon(message(b"%d" % number), told.of(str(number)))
+    await told.all()
+    assert [item.body for item in await drained(broker, NAME, 300)] == [
+        b"%d" % number for number in range(300)
+    ]
+
+
+async def test_refusals_reach_the_callback_and_nobody_else(broker: Broker):
+    await broker.publish(message(b"warm"))
+    told = Told()
+    for number in range(40):
+        broker.publish_soon(message(b"%d" % number, message_id="same"), told.of(f"fine {number}"))
+        broker.publish_soon(
+            message(exchange=RETRY, key="12345", message_id="same"), told.of(f"unroutable {number}")
+        )
+        if number % 10 == 0:
+            broker.publish_soon(message(exchange="nobody"), told.of(f"queue_not_found {number}"))
+            broker.publish_soon(message(headers={"n": 2**63}), told.of(f"encode_failed {number}"))
+    for name, reasons in (await told.all()).items():
+        kind = name.partition(" ")[0]
+        assert reasons == [None if kind == "fine" else kind], name
+    await ready(broker, NAME, 41)
+
+
+async def test_a_full_queue_is_told_to_the_callback(broker: Broker):
+    small = replace(EMAILS, id=Id("app", "few"), queue_name="app:few", max_length=3)
+    await broker.declare(topology_of(small))
+    told = Told()
+    for number in range(50):
+        broker.publish_soon(message(exchange="app:few.x"), told.of(str(number)))
+        if number % 10 == 0:
+            await told.all()
+    reasons = [reason for reasons in (await told.all()).values() for reason in reasons]
+    assert set(reasons) == {None, "nacked"}
+    assert len(reasons) == 50
+    await ready(broker, "app:few", reasons.count(None))
+
+
+async def test_a_callback_that_raises_harms_no_other(broker: Broker):
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
+    await broker.publish(message(b"warm"))
+    told = Told()
+
+    def defect(_error: BrokerError | None) -> None:
+        raise ValueError("a defect")
+
+    for number in range(10):
+        broker.publish_soon(message(), defect)
+        broker.publish_soon(message(), told.of(str(number)))
+    await told.all()
+
+    async def heard() -> bool:
+        return len(failures) == 10
+
+    await eventually(heard, "the loop to hear of every defect")
+
+
+async def test_after_the_close_the_callback_hears_of_it(broker: Broker):
+    await broker.publish(message())
+    await broker.close()
+    told = Told()
+    broker.publish_soon(message(), told.of("late"))
+    assert await told.all() == {"late": ["closed"]}
+
+
 # What a message may carry
 
 

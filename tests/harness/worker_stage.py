@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.waiting import eventually
 from lunaq_runtime.app import App
+from lunaq_runtime.brokers.soon import publish_in_task
 from lunaq_runtime.entries.model import Consumer, Document, Driver, Handler, Queue, Retry
 from lunaq_runtime.ids import Id
 from lunaq_runtime.message import Delivery, Outgoing, Properties
@@ -126,6 +127,11 @@ class SpyBroker:
         if message.exchange.endswith(".retry"):
             await self.confirm_gate.wait()
         self.events.append((f"confirm {what}", identity))
+
+    def publish_soon(
+        self, message: Outgoing, done: Callable[[BrokerError | None], None], *, timeout: float = 30.0
+    ) -> None:
+        publish_in_task(self.publish(message, timeout=timeout), done)
 
     async def close(self) -> None:
         await self.inner.close()

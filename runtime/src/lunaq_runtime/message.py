@@ -35,22 +35,76 @@ class Properties:
     app_id: str | None = None
 
 
-@dataclass(slots=True, eq=False)
 class Delivery:
     """One message handed to us by a broker, not yet settled.
 
     `queue` is the broker-side name. `tag` is only meaningful to the subscription that delivered it, and
     `generation` counts that subscription's connections: settling a delivery of an earlier one is a no-op.
+    A broker may subclass it to decode the properties only when somebody looks; two deliveries are never
+    equal.
     """
 
-    queue: str
-    tag: int
-    body: bytes
-    properties: Properties
-    redelivered: bool = False
-    exchange: str = ""
-    routing_key: str = ""
-    generation: int = 0
+    __slots__ = (
+        "_exchange",
+        "_properties",
+        "_routing_key",
+        "body",
+        "generation",
+        "queue",
+        "redelivered",
+        "tag",
+    )
+
+    def __init__(
+        self,
+        queue: str,
+        tag: int,
+        body: bytes,
+        properties: Properties,
+        redelivered: bool = False,  # noqa: FBT001, FBT002 - the fields of a message, in AMQP's order
+        exchange: str = "",
+        routing_key: str = "",
+        generation: int = 0,
+    ) -> None:
+        self.queue = queue
+        self.tag = tag
+        self.body = body
+        self.redelivered = redelivered
+        self.generation = generation
+        self._properties = properties
+        self._exchange = exchange
+        self._routing_key = routing_key
+
+    @property
+    def properties(self) -> Properties:
+        """All properties; the first look may cost a decoding, so the hot path goes without."""
+        return self._properties
+
+    @property
+    def exchange(self) -> str:
+        """Where it was published to."""
+        return self._exchange
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key it was published with."""
+        return self._routing_key
+
+    @property
+    def content_type(self) -> str | None:
+        """The property of that name, without decoding the others."""
+        return self._properties.content_type
+
+    @property
+    def bare(self) -> bool:
+        """Whether the message certainly has no headers, told without decoding anything."""
+        return not self._properties.headers
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(queue={self.queue!r}, tag={self.tag}, body={len(self.body)} bytes, "
+            f"redelivered={self.redelivered}, generation={self.generation})"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def triage(delivery: Delivery, queue: Queue, now: float) -> Start | Republish:
     Only quorum queues count returns, so on a classic queue every message is innocent. On an observed
     queue there is no retry exchange to send a suspect through.
     """
-    if queue.observe:
+    if delivery.bare or queue.observe:
         return Start.SHARED
     if is_suspect(delivery.properties):
         if delivery.redelivered:

@@ -128,5 +128,15 @@ class Broker(Protocol):
         use), `unroutable`, `nacked`, `timeout` (seconds), `connection`.
         """
 
+    def publish_soon(
+        self, message: Outgoing, done: Callable[[BrokerError | None], None], *, timeout: float = 30.0
+    ) -> None:
+        """Publish as `publish` does, without a task for each message; call it on the event loop.
+
+        `done` is called exactly once, on the loop and never from inside this call: with None once the broker
+        has the message, else with the error that `publish` would have raised. `message` must not change
+        until then.
+        """
+
     async def close(self) -> None:
         """Await outstanding confirms for a moment, then close channels and connection."""

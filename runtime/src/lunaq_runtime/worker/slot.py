@@ -132,7 +132,7 @@ class Slot:
             text = f"the body has {len(delivery.body)} bytes, more than {MAX_BODY}"
             raise _UndecodableError(Poison(TOO_LARGE, text))
         try:
-            return codecs.decode(delivery.body, delivery.properties.content_type, self._queue.codec)
+            return codecs.decode(delivery.body, delivery.content_type, self._queue.codec)
         except codecs.CodecError as error:
             raise _UndecodableError(Poison(DECODE_ERROR, str(error))) from error
 

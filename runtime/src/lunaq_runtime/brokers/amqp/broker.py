@@ -13,6 +13,7 @@ from lunaq_runtime.brokers.amqp.link import CLOSE_TIMEOUT, open_link
 from lunaq_runtime.brokers.amqp.publishing import Publisher
 from lunaq_runtime.brokers.amqp.subscription import AmqpSubscription
 from lunaq_runtime.brokers.base import BrokerError, QueueInfo, ServerInfo
+from lunaq_runtime.brokers.soon import publish_in_task
 
 if TYPE_CHECKING:
     import ssl
@@ -127,6 +128,11 @@ class AmqpBroker:
             await publisher.publish(message, deadline)
         finally:
             self._publishing.discard(task)
+
+    def publish_soon(
+        self, message: Outgoing, done: Callable[[BrokerError | None], None], *, timeout: float = 30.0
+    ) -> None:
+        publish_in_task(self.publish(message, timeout=timeout), done)
 
     async def close(self) -> None:
         if self._closed:

@@ -110,6 +110,18 @@ class MemoryBroker:
         # As on a real broker others get their turn meanwhile; a publisher in a loop starves nobody.
         await asyncio.sleep(0)
 
+    def publish_soon(
+        self, message: Outgoing, done: Callable[[BrokerError | None], None], *, timeout: float = 30.0
+    ) -> None:
+        del timeout  # the answer is always there at once
+        refusal = None
+        try:
+            self._require_connection()
+            self.backend.publish(message)
+        except BrokerError as error:
+            refusal = error
+        asyncio.get_running_loop().call_soon(done, refusal)
+
     def interrupt(self) -> None:
         """Act as if the connection broke and was made again: what is unsettled goes back to its queue."""
         self._require_connection()

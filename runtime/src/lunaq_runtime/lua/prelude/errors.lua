@@ -59,6 +59,7 @@ end
 
 local metatable = S.error_metatable
 metatable.__index = methods
+S.classes.error = methods
 metatable.__tostring = text
 metatable.__newindex = function()
   error("an error object is read-only", 2)

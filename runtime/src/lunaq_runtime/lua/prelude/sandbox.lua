@@ -61,11 +61,14 @@ end
 -- Metatables of our own objects (messages, times, loggers); in data such an object becomes null.
 S.opaque = setmetatable({}, { __mode = "k" })
 
+S.classes = {} -- name -> methods, for the test that holds the reference and the modules together
+
 function S.class(name, methods, metamethods)
   local class = metamethods or {}
   class.__index = methods
   class.__name = name
   class.__metatable = false
+  S.classes[name] = methods
   class.__newindex = function()
     error("a " .. name .. " is read-only", 2)
   end

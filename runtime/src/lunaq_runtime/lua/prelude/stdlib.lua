@@ -128,14 +128,15 @@ function string.format(pattern, ...)
   return format(pattern, unpack(values, 1, values.n))
 end
 
-for name, library in next, {
+S.libraries = {
   string = string,
   table = table,
   math = math,
   utf8 = utf8,
   coroutine = S.coroutine,
   os = S.os,
-} do
+}
+for name, library in next, S.libraries do
   _G[name] = S.readonly(name, library)
 end
 _G.process = S.process

@@ -2,6 +2,8 @@
 
 import json
 import secrets
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -57,14 +59,75 @@ def test_a_consumer_gets_account_entries_policy_and_deployment(ready_queue):
     assert status["queueID"] == f"{app.namespace}:emails"
 
 
+def pretend_ready(app, name="worker"):
+    """Say of a Deployment what its controller would once a kubelet, which there is none of, ran its pods."""
+    found = app.get("deployment", name)
+    status = dict.fromkeys(("replicas", "readyReplicas", "availableReplicas", "updatedReplicas"), 1)
+    patch = {"status": status | {"observedGeneration": found["metadata"]["generation"]}}
+    app.kubectl("patch", "deployment", name, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+
+
+def paste(app, command):
+    """Run a command line in a shell, with kubectl as a person has it."""
+    tools = str(Path(app.cluster.program).parent)
+    environment = app.cluster.environment()
+    environment["PATH"] = f"{tools}:{environment['PATH']}"
+    script = ["bash", "-euo", "pipefail", "-c", command]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_without_the_right_to_consume_there_are_no_replicas_but_the_command_that_grants_it(ready_queue):
     app = ready_queue
     app.consumer()
     told = app.wait_reason("consumer", "worker", "NotAuthorized")
     assert replicas(app) == 0
-    for command in told["message"].split("grant it with: ")[1].split(" && "):
-        app.cluster.kubectl(*command.split()[1:])
+    command = told["message"].split("grant it with: ")[1]
+    for _ in range(2):  # may be pasted again, as after somebody deleted half of it
+        paste(app, command)
     wait_replicas(app, 1)
+    pretend_ready(app)
+    app.wait_ready("consumer", "worker")
+    granted = app.get("consumer", "worker")["status"]["permissions"]
+    role = "lunaq:consume:queues:emails"
+    assert granted == {
+        "consume": f"{app.namespace}:emails",
+        "publish": "none",
+        "grants": [
+            {
+                "action": "queue.consume",
+                "queues": f"{app.namespace}:emails",
+                "grantedBy": [
+                    {
+                        "binding": f"RoleBinding {app.namespace}/{role}:{app.namespace}:worker",
+                        "role": f"Role {app.namespace}/{role}",
+                    }
+                ],
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize("verb", ["consume", "publish"])
+def test_kubectl_auth_can_i_answers_as_the_status_does(ready_queue, verb):
+    app = ready_queue
+    app.role("some", verbs=[verb], names=["emails"])
+    app.bind("some")
+    app.consumer()
+    user = f"system:serviceaccount:{app.namespace}:worker"
+    status = wait_for(lambda: app.get("consumer", "worker").get("status"), "a status")
+
+    def can(action, what):
+        command = ("auth", "can-i", action, what, f"--as={user}")
+        return app.kubectl(*command, check=False).stdout.strip()
+
+    assert can(verb, "queues.lunaq.dev/emails") == "yes"
+    assert can(verb, "queues.lunaq.dev/other") == "no"
+    assert can("consume" if verb == "publish" else "publish", "queues.lunaq.dev/emails") == "no"
+    assert can("publish", "consumers.lunaq.dev/worker") == "no"
+    action = {"consume": "queue.consume", "publish": "queue.publish.queue"}[verb]
+    grants = status["permissions"]["grants"]
+    assert [(one["action"], one["queues"]) for one in grants] == [(action, f"{app.namespace}:emails")]
 
 
 def test_a_withdrawn_right_leaves_the_policy_at_once_and_the_pods_after_a_while(ready_queue):

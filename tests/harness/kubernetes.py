@@ -52,6 +52,11 @@ class Cluster:
         else:
             self._kubectl = kubernetes_program("kubectl")
 
+    @property
+    def program(self) -> str:
+        """The path of kubectl."""
+        return self._kubectl
+
     def environment(self) -> dict[str, str]:
         """Give the environment in which kubectl, helm and the operator find this cluster."""
         return os.environ | {

@@ -83,5 +83,5 @@ def test_not_authorized_gives_the_command_that_grants_it():
         namespace="app", service_account="worker", queue_namespace="mail", queue="emails"
     )
     assert "ServiceAccount app/worker may not consume from mail:emails" in text
-    assert "kubectl create role worker-consume-emails -n mail --verb=consume" in text
+    assert "grant it with: kubectl create role lunaq:consume:queues:emails --verb=consume" in text
     assert "--serviceaccount=app:worker" in text

@@ -144,7 +144,7 @@ async def test_without_rbac_nothing_is_consumed_and_the_command_is_told(write):
     assert plan.policies == {WORKER: Policy()}
     [note] = plan.notes
     assert "Consumer app/worker consumes nothing" in note
-    assert "kubectl create role worker-consume-jobs" in note
+    assert "kubectl create role lunaq:consume:queues:jobs" in note
     local = LocalRun(plan)
     await local.start()
     await local.publish(JOBS, {"n": 1})

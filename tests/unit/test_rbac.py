@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lunaq_operator.rbac import Rbac, grant_commands
+from lunaq_operator.rbac import Grant, Rbac, Source
 from lunaq_runtime.policy import Policy
 
 WORKER = {"kind": "ServiceAccount", "name": "worker", "namespace": "app"}
@@ -34,6 +34,10 @@ def binding(*subjects, kind="Role", name="r", namespace: str | None = "app") -> 
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name},
         "subjects": list(subjects),
     }
+
+
+def meta(name: str) -> dict[str, str]:
+    return {"name": name, "namespace": "app"}
 
 
 def policy_of(*rules: dict[str, Any]) -> Policy:
@@ -75,6 +79,7 @@ def test_nothing_bound_grants_nothing():
         (rule(["consume"], names=["*"]), Policy()),
         (rule(["consume"], names=["", "other:emails", "a.b"]), Policy()),
         (rule(["consume"], names=["em*"]), Policy()),
+        (rule(["consume"], names=["e" * 63, "e" * 64]), Policy(consume=("app:" + "e" * 63,))),
         ({"verbs": ["consume"], "nonResourceURLs": ["*"]}, Policy()),
         ({"verbs": ["consume"], "resources": None, "apiGroups": ["lunaq.dev"]}, Policy()),
     ],
@@ -224,7 +229,7 @@ def test_an_unreadable_cluster_role_is_told_to_whom_it_concerns():
     rbac = Rbac.build([], [binding(WORKER, kind="ClusterRole", name="lunaq-consumer")], None)
     derived = rbac.derive("app", "worker", "worker")
     assert derived.policy == Policy()
-    assert derived.unresolved == ("app/b -> lunaq-consumer",)
+    assert derived.unresolved == (Source("RoleBinding app/b", "ClusterRole lunaq-consumer"),)
     assert rbac.derive("app", "other", "other").unresolved == ()
 
 
@@ -233,16 +238,21 @@ def test_a_missing_cluster_role_is_no_unresolvable_one():
     assert rbac.derive("app", "worker", "worker").unresolved == ()
 
 
-def test_the_granting_commands_name_object_namespace_and_account():
-    text = grant_commands(
-        "consume", "queues", "emails", namespace="mail", service_account="worker", account_namespace="app"
+def test_each_right_names_all_that_grants_it_and_what_a_wider_one_covers_is_left_out():
+    rbac = Rbac.build(
+        [role(rule(["consume", "publish"], names=["emails"])), role(rule(["consume"]), name="all")],
+        [
+            binding(WORKER),
+            binding({"kind": "Group", "name": "system:serviceaccounts"}) | {"metadata": meta("everyone")},
+            binding(WORKER, name="all") | {"metadata": meta("all")},
+        ],
+        [cluster_role(rule(["publish"], ["consumers"]))],
+        [binding(WORKER, kind="ClusterRole", namespace=None)],
     )
-    create, bind = text.split(" && ")
-    assert create == (
-        "kubectl create role worker-consume-emails -n mail --verb=consume "
-        "--resource=queues.lunaq.dev --resource-name=emails"
-    )
-    assert bind == (
-        "kubectl create rolebinding worker-consume-emails -n mail --role=worker-consume-emails "
-        "--serviceaccount=app:worker"
+    all_of_it = Source("RoleBinding app/all", "Role app/all")
+    one, other = Source("RoleBinding app/b", "Role app/r"), Source("RoleBinding app/everyone", "Role app/r")
+    assert rbac.derive("app", "worker", "worker").grants == (
+        Grant("queue.consume", "app:*", (all_of_it,)),
+        Grant("queue.publish", "", (Source("ClusterRoleBinding b", "ClusterRole r"),)),
+        Grant("queue.publish.queue", "app:emails", (one, other)),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from lunaq_operator import rbac
+from lunaq_operator import explain, rbac
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -145,15 +145,9 @@ def find(conditions: Iterable[Mapping[str, Any]], type_: str) -> Mapping[str, An
 
 
 def not_authorized(*, namespace: str, service_account: str, queue_namespace: str, queue: str) -> str:
-    """Write the message of `NotAuthorized` for consuming, with the commands that grant it."""
-    command = rbac.grant_commands(
-        rbac.CONSUME,
-        "queues",
-        queue,
-        namespace=queue_namespace,
-        service_account=service_account,
-        account_namespace=namespace,
-    )
+    """Write the message of `NotAuthorized` for consuming, with the command that grants it."""
+    account = explain.Account(namespace, service_account)
+    command = explain.grant_queue(account, rbac.CONSUME, queue_namespace, queue)
     return (
         f"ServiceAccount {namespace}/{service_account} may not consume from {queue_namespace}:{queue}; "
         f"grant it with: {command}"

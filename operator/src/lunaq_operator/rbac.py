@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lunaq_operator import names
+from lunaq_runtime import policy
 from lunaq_runtime.policy import Policy
 
 if TYPE_CHECKING:
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
 
 PUBLISH = "publish"
 CONSUME = "consume"
+"""The two verbs."""
 
 _ANY = "*"
-_RESOURCE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\Z")
+_RESOURCE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 
 _Names = frozenset[str] | None
 """Resource names a rule is limited to; None is "all"."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Grant:
+class _Role:
     """What one role allows on our resources, whatever else it holds."""
 
     publish_as: tuple[_Names, ...] = ()
@@ -39,24 +41,48 @@ class _Grant:
         return bool(self.publish_as or self.publish_to or self.consume)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Source:
+    """Where a right comes from, as people name objects: `RoleBinding app/worker`, `ClusterRole reader`."""
+
+    binding: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One right: an action of `lunaq_runtime.policy`, its pattern of queue IDs, and all that grants it.
+
+    `pattern` is empty for the right to publish at all. `sources` are sorted, and never empty.
+    """
+
+    action: str
+    pattern: str
+    sources: tuple[Source, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """The policy of one Consumer.
+    """The policy of one Consumer, and why it is so.
 
-    `unresolved` names the RoleBindings that apply to it but refer to a ClusterRole that this
-    installation may not read: `<namespace>/<binding> -> <ClusterRole>`, sorted.
+    `grants` has one for each right of the policy, in its order; what a wider pattern covers is not there.
+    `unresolved` are the RoleBindings that apply to it but refer to a ClusterRole that this installation may
+    not read, sorted.
     """
 
     policy: Policy
-    unresolved: tuple[str, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    unresolved: tuple[Source, ...] = ()
 
 
 @dataclass(slots=True)
 class Rbac:
     """An index over all RBAC objects the operator sees; build it anew when one of them changes."""
 
-    _grants: dict[str, list[tuple[str, _Grant]]] = field(default_factory=dict)
-    _unresolved: dict[str, list[str]] = field(default_factory=dict)
+    _bound: dict[str, list[tuple[str, _Role, Source]]] = field(default_factory=dict)
+    """By subject: the namespace of a binding (or `*`), what its role allows, and its name."""
+
+    _unresolved: dict[str, list[Source]] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -68,21 +94,24 @@ class Rbac:
     ) -> Rbac:
         """Index API objects; `cluster_roles` None: a namespaced installation, which cannot read them."""
         index = cls()
-        local = {(_namespace(role), _name(role)): _grant(role) for role in roles}
-        cluster = {_name(role): _grant(role) for role in cluster_roles or ()}
+        local = {(_namespace(role), _name(role)): _role(role) for role in roles}
+        cluster = {_name(role): _role(role) for role in cluster_roles or ()}
         for binding in role_bindings:
-            namespace, ref = _namespace(binding), binding.get("roleRef") or {}
-            if ref.get("kind") == "ClusterRole":
+            namespace = _namespace(binding)
+            kind, name = _role_ref(binding)
+            source = Source(f"RoleBinding {namespace}/{_name(binding)}", f"{kind} {name}")
+            if kind == "ClusterRole":
                 if cluster_roles is None:
-                    index._miss(binding, namespace, str(ref.get("name")))
-                grant = cluster.get(str(ref.get("name")))
-            else:
-                grant = local.get((namespace, str(ref.get("name")))) if ref.get("kind") == "Role" else None
-            index._add(binding, namespace, grant)
+                    index._miss(binding, source)
+                index._add(binding, namespace, cluster.get(name), source)
+            elif kind == "Role":
+                source = Source(source.binding, f"Role {namespace}/{name}")
+                index._add(binding, namespace, local.get((namespace, name)), source)
         for binding in cluster_role_bindings:
-            ref = binding.get("roleRef") or {}
-            grant = cluster.get(str(ref.get("name"))) if ref.get("kind") == "ClusterRole" else None
-            index._add(binding, _ANY, grant)
+            kind, name = _role_ref(binding)
+            if kind == "ClusterRole":
+                source = Source(f"ClusterRoleBinding {_name(binding)}", f"ClusterRole {name}")
+                index._add(binding, _ANY, cluster.get(name), source)
         return index
 
     def derive(self, namespace: str, consumer: str, service_account: str) -> Derived:
@@ -90,46 +119,47 @@ class Rbac:
 
         The ServiceAccount is in the Consumer's namespace; it need not exist.
         """
-        publish = False
-        publish_to: set[str] = set()
-        consume: set[str] = set()
-        unresolved: set[str] = set()
+        found: dict[str, dict[str, set[Source]]] = {action: {} for action in _ACTIONS}
+        unresolved: set[Source] = set()
         user = _user_key(names.service_account_user(namespace, service_account))
         for subject in (user, *map(_group_key, names.service_account_groups(namespace))):
             unresolved.update(self._unresolved.get(subject, ()))
-            for scope, grant in self._grants.get(subject, ()):
-                if scope in (_ANY, namespace):
-                    publish = publish or any(n is None or consumer in n for n in grant.publish_as)
-                publish_to.update(_patterns(scope, grant.publish_to))
-                consume.update(_patterns(scope, grant.consume))
-        policy = Policy(publish=publish, publish_to=_minimal(publish_to), consume=_minimal(consume))
-        return Derived(policy, tuple(sorted(unresolved)))
+            for scope, role, source in self._bound.get(subject, ()):
+                if scope in (_ANY, namespace) and any(n is None or consumer in n for n in role.publish_as):
+                    found[policy.PUBLISH].setdefault("", set()).add(source)
+                for action, limits in ((policy.PUBLISH_TO, role.publish_to), (policy.CONSUME, role.consume)):
+                    for pattern in _patterns(scope, limits):
+                        found[action].setdefault(pattern, set()).add(source)
+        kept = {action: _minimal(set(patterns)) for action, patterns in found.items()}
+        grants = tuple(
+            Grant(action, pattern, tuple(sorted(found[action][pattern])))
+            for action in _ACTIONS
+            for pattern in kept[action]
+        )
+        derived = Policy(
+            publish=bool(kept[policy.PUBLISH]),
+            publish_to=kept[policy.PUBLISH_TO],
+            consume=kept[policy.CONSUME],
+        )
+        return Derived(derived, grants, tuple(sorted(unresolved)))
 
-    def _add(self, binding: Mapping[str, Any], scope: str, grant: _Grant | None) -> None:
-        if grant:
+    def _add(self, binding: Mapping[str, Any], scope: str, role: _Role | None, source: Source) -> None:
+        if role:
             for subject in _subjects(binding):
-                self._grants.setdefault(subject, []).append((scope, grant))
+                self._bound.setdefault(subject, []).append((scope, role, source))
 
-    def _miss(self, binding: Mapping[str, Any], namespace: str, role: str) -> None:
-        text = f"{namespace}/{_name(binding)} -> {role}"
+    def _miss(self, binding: Mapping[str, Any], source: Source) -> None:
         for subject in _subjects(binding):
-            self._unresolved.setdefault(subject, []).append(text)
+            self._unresolved.setdefault(subject, []).append(source)
 
 
-def grant_commands(
-    verb: str, resource: str, name: str, *, namespace: str, service_account: str, account_namespace: str
-) -> str:
-    """Write the kubectl commands that grant one right on one object to a ServiceAccount.
+_ACTIONS = (policy.CONSUME, policy.PUBLISH, policy.PUBLISH_TO)
 
-    `resource` is `queues` or `consumers`; the role and its binding are made in `namespace`, the object's.
-    """
-    role = f"{service_account}-{verb}-{name}"
-    return (
-        f"kubectl create role {role} -n {namespace} --verb={verb} "
-        f"--resource={resource}.{names.GROUP} --resource-name={name} && "
-        f"kubectl create rolebinding {role} -n {namespace} --role={role} "
-        f"--serviceaccount={account_namespace}:{service_account}"
-    )
+
+def _role_ref(binding: Mapping[str, Any]) -> tuple[str, str]:
+    """Return kind and name of the role that a binding refers to."""
+    ref = binding.get("roleRef") or {}
+    return str(ref.get("kind")), str(ref.get("name"))
 
 
 def _user_key(name: str) -> str:
@@ -157,7 +187,7 @@ def _subjects(binding: Mapping[str, Any]) -> set[str]:
     return keys
 
 
-def _grant(role: Mapping[str, Any]) -> _Grant:
+def _role(role: Mapping[str, Any]) -> _Role:
     """Evaluate a role's rules; an aggregated ClusterRole's were filled in by the controller."""
     publish_as: list[_Names] = []
     publish_to: list[_Names] = []
@@ -174,7 +204,7 @@ def _grant(role: Mapping[str, Any]) -> _Grant:
                 publish_to.append(limit)
             if _holds(verbs, CONSUME):
                 consume.append(limit)
-    return _Grant(tuple(publish_as), tuple(publish_to), tuple(consume))
+    return _Role(tuple(publish_as), tuple(publish_to), tuple(consume))
 
 
 def _holds(values: Iterable[str] | None, wanted: str) -> bool:

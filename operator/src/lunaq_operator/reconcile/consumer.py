@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lunaq_operator import compile as compiler
-from lunaq_operator import conditions, kinds, names, render
+from lunaq_operator import conditions, explain, kinds, names, render
 from lunaq_operator.conditions import Reason
 from lunaq_operator.reconcile import authorization, code, objects, readiness, resolve
 from lunaq_operator.reconcile.authorization import AUTHORIZED, Authorization
@@ -31,6 +31,7 @@ class Findings:
 
     authorization: Authorization | None = None
     not_authorized: str = ""
+    permissions: dict[str, Any] | None = None
     digest: str = ""
     deployment: Obj | None = None
     again: float | None = None
@@ -92,6 +93,7 @@ async def _apply_policy(context: Context, key: Key, obj: Obj, consumer: Consumer
     """Bring the policy's ConfigMap up to date, and have kubelets sync it at once where it changed."""
     derived = context.rbac().derive(key.namespace, key.name, service_account_of(obj))
     context.memory.derived[key] = derived
+    found.permissions = explain.status(derived)
     queue_id = f"{consumer.queue_ref.namespace}:{consumer.queue_ref.name}"
     before = (obj.get("status") or {}).get("conditions") or []
     found.authorization = authorization.authorize(
@@ -106,7 +108,7 @@ async def _apply_policy(context: Context, key: Key, obj: Obj, consumer: Consumer
             queue=consumer.queue_ref.name,
         )
         if derived.unresolved:
-            bindings = ", ".join(derived.unresolved)
+            bindings = ", ".join(f"{source.binding} -> {source.role}" for source in derived.unresolved)
             found.not_authorized += f" (not readable in a namespaced installation: {bindings})"
     text = render.to_text(compiler.policy_document(consumer.id, derived.policy))
     manifest = render.policy_config_map(consumer, text)
@@ -229,6 +231,7 @@ async def _write(context: Context, obj: Obj, ready: Ready, found: Findings) -> N
         "selector": ",".join(f"{name}={value}" for name, value in labels.items()),
         "replicas": deployment.get("replicas") or 0,
         "readyReplicas": deployment.get("readyReplicas") or 0,
+        "permissions": found.permissions or old.get("permissions"),
         "handlerDigest": found.digest or old.get("handlerDigest"),
         "conditions": states,
     }

@@ -59,12 +59,12 @@ def test_a_consumer_gets_account_entries_policy_and_deployment(ready_queue):
     assert status["queueID"] == f"{app.namespace}:emails"
 
 
-def pretend_ready(app, name="worker"):
-    """Say of a Deployment what its controller would once a kubelet, which there is none of, ran its pods."""
-    found = app.get("deployment", name)
-    status = dict.fromkeys(("replicas", "readyReplicas", "availableReplicas", "updatedReplicas"), 1)
-    patch = {"status": status | {"observedGeneration": found["metadata"]["generation"]}}
-    app.kubectl("patch", "deployment", name, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+def pretend_ready(app):
+    """Say of a pod what a kubelet would, which there is none of."""
+    [pod] = wait_for(lambda: app.list("pods", "-l", "lunaq.dev/consumer=worker"), "a pod")
+    status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    arguments = ("--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+    app.kubectl("patch", "pod", pod["metadata"]["name"], *arguments)
 
 
 def paste(app, command):

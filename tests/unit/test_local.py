@@ -378,11 +378,48 @@ def test_a_message_that_cannot_be_published_is_refused_at_once(write, message, t
     assert text in result.output
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"]])
-def test_help_teaches_with_examples(command):
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ([], "lunaq run examples/emails"),
+        (["run"], "lunaq run examples/emails"),
+        (["check"], "lunaq check examples/emails"),
+        (["explain-permissions"], "lunaq explain-permissions email-worker -f examples/emails"),
+    ],
+)
+def test_help_teaches_with_examples(command, example):
     result = CliRunner().invoke(main, [*command, "--help"])
     assert result.exit_code == 0
-    assert "lunaq run examples/emails" in result.output or "lunaq check examples/emails" in result.output
+    assert example in result.output
+
+
+def explained(paths, *more):
+    files = [word for path in paths for word in ("-f", str(path))]
+    result = CliRunner().invoke(main, ["explain-permissions", "worker", *files, *more])
+    return result.exit_code, result.output
+
+
+def test_permissions_are_explained_by_the_files_alone(write):
+    code, text = explained(write(APP, RBAC))
+    assert code == 0
+    assert "consume         app:jobs  RoleBinding app/worker -> Role app/worker" in text
+    assert "publish to      app:done  RoleBinding app/worker -> Role app/worker" in text
+    assert "Missing" not in text
+
+
+def test_what_the_handler_needs_and_lacks_comes_with_the_command_that_grants_it(write):
+    code, text = explained(write(APP, RBAC.replace("[done]", "[other]")))
+    assert code == 1
+    assert (
+        "Missing: publish to app:done. Grant it with:\n  kubectl create role lunaq:publish:queues:done"
+        in text
+    )
+
+
+def test_a_consumer_that_is_not_in_the_files_cannot_be_explained(write):
+    code, text = explained(write(RBAC))
+    assert code == 2
+    assert "error: there is no Consumer app/worker in the given files; there are: none" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -140,6 +140,48 @@ def check(files: tuple[Path, ...], namespace: str, *, allow_all: bool) -> None:
     click.echo(f"ok: {len(plan.queues)} queues, {consumers} consumers")
 
 
+@main.command("explain-permissions")
+@click.argument("consumer")
+@click.option(
+    "--file",
+    "-f",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Explain by the objects in this file or folder; may be given several times. Default: the cluster's.",
+)
+@_NAMESPACE
+@click.option("--kubeconfig", default="", help="Which cluster. Default: KUBECONFIG, then ~/.kube/config.")
+def explain_permissions(consumer: str, files: tuple[Path, ...], namespace: str, kubeconfig: str) -> None:
+    """Show what a Consumer may consume from and publish to, what grants it, and what it lacks.
+
+    Each right comes with its binding and role. What its queue and the literal `queue.publish("app:audit",
+    ...)` of its inline code need and RBAC does not grant comes with a command that grants it.
+
+    \b
+    Examples:
+      lunaq explain-permissions email-worker -n app
+      lunaq explain-permissions email-worker -f examples/emails
+
+    Exit codes: 0 where nothing is missing, 1 where something is, 2 where it cannot be told.
+    """  # noqa: D301 - as above
+    from lunaq_operator.local import LocalError, permissions  # noqa: PLC0415 - see the module's docstring
+    from lunaq_operator.local import files as reading  # noqa: PLC0415 - likewise
+
+    try:
+        if files:
+            found = permissions.from_files(reading.read(files), namespace, consumer)
+        else:
+            found = asyncio.run(permissions.from_cluster(kubeconfig, namespace, consumer))
+    except LocalError as error:
+        _refuse(error.problems)
+        raise
+    if found.note:
+        click.echo(f"note: {found.note}", err=True)
+    click.echo(found.text)
+    sys.exit(0 if found.complete else EXIT_FAILED)
+
+
 def _plan(files: Sequence[Path], namespace: str, *, allow_all: bool) -> Plan:
     """Read and plan, or tell every mistake and exit."""
     from lunaq_operator.local import LocalError  # noqa: PLC0415 - see the module's docstring

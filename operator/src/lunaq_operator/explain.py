@@ -10,13 +10,12 @@ import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lunaq_operator import names, rbac
+from lunaq_operator.rbac import Derived, Grant, Source
 from lunaq_runtime import policy
+from lunaq_runtime.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from lunaq_operator.rbac import Derived, Grant, Source
-    from lunaq_runtime.policy import Policy
 
 MAX_GRANTS = 50
 MAX_SOURCES = 5
@@ -84,6 +83,21 @@ def status(derived: Derived) -> dict[str, Any]:
     if derived.unresolved:
         found["unresolved"] = [_source(source) for source in derived.unresolved[:MAX_UNRESOLVED]]
     return found
+
+
+def from_status(permissions: dict[str, Any]) -> Derived:
+    """Return what `status` was made of, as far as it is there."""
+    grants = tuple(
+        Grant(one["action"], one.get("queues", ""), tuple(Source(**source) for source in one["grantedBy"]))
+        for one in permissions.get("grants") or ()
+    )
+
+    def patterns(action: str) -> tuple[str, ...]:
+        return tuple(grant.pattern for grant in grants if grant.action == action)
+
+    held = Policy(bool(patterns(policy.PUBLISH)), patterns(policy.PUBLISH_TO), patterns(policy.CONSUME))
+    unresolved = tuple(Source(**source) for source in permissions.get("unresolved") or ())
+    return Derived(held, grants, unresolved)
 
 
 def _status_grant(grant: Grant) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from lunaq_runtime.policy import ALLOW_ALL, CONSUME, DENY_ALL, PUBLISH, PUBLISH_
 from lunaq_runtime.topology import QueueDecl, Topology, combine, topology_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from lunaq_operator.resources import Broker, Consumer, KeyRef, Queue, SourceFrom
     from lunaq_operator.store import Obj
@@ -116,12 +116,22 @@ def denied_publishes(plan: Plan) -> list[str]:
         for consumer in document.consumers.values():
             policy = plan.policies.get(consumer.id, DENY_ALL)
             sources = (consumer.handler.source, *(text for _, text in consumer.handler.imports.values()))
-            for queue in sorted({queue for source in sources for queue in _PUBLISH.findall(source)}):
+            for queue in published_to(sources):
                 if not (policy.allows(PUBLISH) and policy.allows(PUBLISH_TO, queue)):
                     notes.append(f"Consumer {consumer.id} publishes to {queue}, which its policy denies")
                 elif Id.parse(queue) not in plan.queues:
                     notes.append(f"Consumer {consumer.id} publishes to {queue}, which is not in the files")
     return notes
+
+
+def published_to(sources: Iterable[str]) -> list[str]:
+    """Return the queue IDs that Lua publishes to literally, sorted; what is computed is not seen."""
+    return sorted({queue for source in sources for queue in _PUBLISH.findall(source)})
+
+
+def rights(found: Sequence[Found], namespace: str) -> tuple[Rbac, list[Consumer]]:
+    """Return the RBAC objects of documents, indexed, and the Consumers; LocalError has every mistake."""
+    return _Planner(namespace, {}, allow_all=False).rights(found)
 
 
 class _Planner:
@@ -139,13 +149,18 @@ class _Planner:
         self._problems: list[str] = []
         self._notes: list[str] = []
 
+    def rights(self, found: Sequence[Found]) -> tuple[Rbac, list[Consumer]]:
+        self._take_all(found)
+        if self._problems:
+            raise LocalError(self._problems)
+        return self._rbac(), self._all(names.CONSUMER)
+
     def plan(self, found: Sequence[Found]) -> Plan:
-        for number, one in enumerate(found):
-            self._take(one, number)
+        self._take_all(found)
         queues = {queue.id: queue for queue in self._all(names.QUEUE)}
         settings = {queue.id: self._settings(queue) for queue in queues.values()}
         known = {queue_id: one for queue_id, one in settings.items() if one is not None}
-        rbac = Rbac.build(*(self._store[kind].objects.values() for kind in _BUILD_ORDER))
+        rbac = self._rbac()
         documents: list[model.Document] = []
         policies: dict[Id, Policy] = {}
         sound = {queue_id: queues[queue_id] for queue_id in known}
@@ -159,6 +174,13 @@ class _Planner:
         if self._problems:
             raise LocalError(self._problems)
         return Plan(tuple(documents), known, policies, tuple(self._notes))
+
+    def _take_all(self, found: Sequence[Found]) -> None:
+        for number, one in enumerate(found):
+            self._take(one, number)
+
+    def _rbac(self) -> Rbac:
+        return Rbac.build(*(self._store[kind].objects.values() for kind in _BUILD_ORDER))
 
     def _all(self, kind: str) -> list[Any]:
         return [parsed for (its, _), parsed in self._parsed.items() if its == kind]

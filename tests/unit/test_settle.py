@@ -130,7 +130,9 @@ async def test_whoever_waits_for_a_settlement_hears_of_the_lost_connection():
     notes, settler, (one,) = make(1)
     notes.dead = {one}
     with pytest.raises(BrokerError, match="delivers the message again"):
-        await settler.carry_out(one, Ack())
+        settler.carry_out_now(one, Ack())
+    with pytest.raises(BrokerError, match="delivers the message again"):
+        await settler.carry_out(one, RETRY)
 
 
 async def test_a_second_settlement_of_a_delivery_sends_nothing():

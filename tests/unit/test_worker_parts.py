@@ -14,16 +14,14 @@ from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.memory import MemoryBroker, MemoryServer
 from lunaq_runtime.entries.model import Queue, Retry
 from lunaq_runtime.ids import Id
-from lunaq_runtime.lua.requests import Finished, Info, Publish, Request, Sleep
+from lunaq_runtime.lua.requests import Info, Publish
 from lunaq_runtime.topology import Binding, ExchangeDecl, QueueDecl, Topology
 from lunaq_runtime.worker import Counters, Stepper
-from lunaq_runtime.worker.invoke import InvocationRun
 from lunaq_runtime.worker.requests import MAX_BODY, Requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from lunaq_runtime.lua.errors import HandlerError
 
 BROKER = Id("app", "broker")
 ONCE = Retry(max_attempts=1, delays_ms=(20,))
@@ -75,36 +73,19 @@ async def test_calls_behind_stuck_ones_get_threads_and_the_late_ones_retire(step
     assert await stepper.call(lambda: "still here") == "still here"
 
 
-class ScriptedInvocation:
-    """Asks for one thing, then waits to be ended."""
-
-    remaining = 0.05
-
-    def __init__(self) -> None:
-        self.aborted: HandlerError | None = None
-
-    def step(self, _reply: tuple[Any, ...] = ()) -> Request | Finished:
-        return Sleep(3600.0)
-
-    def interrupt(self, error: HandlerError) -> None:
-        raise AssertionError(f"no step was running: {error}")
-
-    def abort(self, error: HandlerError) -> Finished:
-        self.aborted = error
-        return Finished(error)
-
-
-async def test_the_handlers_time_runs_while_a_request_is_carried_out(stepper: Stepper):
-    invocation = ScriptedInvocation()
-
-    async def execute(_request: Request) -> tuple[Any, ...]:
+async def test_the_handlers_time_runs_while_a_request_is_carried_out(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    async def never(_requests: Requests, _request: Any) -> tuple[Any, ...]:
         await asyncio.Event().wait()
         return ()
 
-    finished = await InvocationRun(stepper, lambda: invocation, execute, 0.05).finish()
-    assert finished.error is invocation.aborted
-    assert finished.error is not None
-    assert finished.error.kind_value == "Timeout"
+    monkeypatch.setattr(Requests, "execute", never)
+    run = await stage.start("function handle(b) queue.info('app:gate') end", timeout=0.05, retry=ONCE)
+    await stage.send()
+    headers = (await stage.dead())[0].properties.headers
+    assert (headers["x_error_kind"], headers["attempts"]) == ("Timeout", 1)
+    assert run.counters.failed == 1
 
 
 def requests(broker: MemoryBroker, **queues: Queue) -> tuple[Requests, Counters]:
@@ -178,10 +159,10 @@ async def test_what_cannot_be_published_is_internal_retryable_and_says_the_reaso
 async def test_a_brokers_refusal_reaches_the_handler_with_its_reason(
     broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, reason: str
 ):
-    async def refuse(*_args: Any, **_options: Any) -> None:
-        raise BrokerError(reason, f"it is {reason}")
+    def refuse(_message: Any, done: Any, **_options: Any) -> None:
+        asyncio.get_running_loop().call_soon(done, BrokerError(reason, f"it is {reason}"))
 
-    monkeypatch.setattr(broker, "publish", refuse)
+    monkeypatch.setattr(broker, "publish_soon", refuse)
     carry_out, _ = requests(broker, tasks=Queue(Id("app", "tasks"), BROKER, "renamed"))
     _, error = await carry_out.execute(Publish("app:tasks", {"n": 1}, {}))
     assert error.detail_values == {"reason": reason}

@@ -47,6 +47,7 @@ class Settler:
         self._label = label
         self._subscription: Subscription | None = None
         self._held: set[Delivery] = set()
+        self._claimed: set[Delivery] = set()  # somebody is at it: nobody else settles them
         self._acks: list[Delivery] = []
         self._requeues: list[Delivery] = []
         self._flushing = False
@@ -58,7 +59,7 @@ class Settler:
     @property
     def held(self) -> int:
         """Count what the subscription gave us and we have not settled yet."""
-        return len(self._held) + len(self._acks) + len(self._requeues)
+        return len(self._held) + len(self._claimed) + len(self._acks) + len(self._requeues)
 
     def attach(self, subscription: Subscription) -> None:
         """Name the subscription; deliveries may have come before this, settlements wait for it."""
@@ -70,17 +71,40 @@ class Settler:
         self._held.update(deliveries)
 
     def alive(self, delivery: Delivery) -> bool:
-        """Whether the delivery is still ours to settle."""
-        if delivery not in self._held:
-            return False
+        """Whether the delivery is still ours to settle, and nobody is at it; may be asked in any thread."""
+        return delivery in self._held and self._reachable(delivery)
+
+    def _reachable(self, delivery: Delivery) -> bool:
         return self._no_ack or self._subscription is None or self._subscription.alive(delivery)
 
     def drop(self, delivery: Delivery) -> None:
         """Forget a delivery that is no longer ours; the broker delivers it again."""
-        self._forget(delivery, "lost")
+        if self._claim(delivery):
+            self._forget(delivery, "lost")
+
+    def ack(self, deliveries: list[Delivery]) -> int:
+        """Ack what handlers are done with; tell how many of them were still ours. These are not reported."""
+        if self._no_ack or self._subscription is None:
+            reachable = deliveries
+        else:
+            alive = self._subscription.alive
+            reachable = [delivery for delivery in deliveries if alive(delivery)]
+        held = self._held
+        mine = [delivery for delivery in reachable if delivery in held]
+        held.difference_update(mine)
+        if not self._no_ack:
+            self._acks += mine
+            self._schedule_flush()
+        if len(mine) < len(deliveries):
+            for delivery in deliveries:
+                self.drop(delivery)
+        self._wake()
+        return len(mine)
 
     def submit(self, delivery: Delivery, plan: Plan) -> None:
-        """Carry out a plan without waiting for it."""
+        """Carry out a plan without waiting for it; only the first plan for a delivery counts."""
+        if not self._claim(delivery):
+            return
         match plan:
             case _ if self._no_ack:
                 self._forget(delivery, "acked")
@@ -91,20 +115,20 @@ class Settler:
             case _:
                 self._spawn(self._carry_out_quietly(delivery, plan))
 
-    async def carry_out(self, delivery: Delivery, plan: Plan) -> None:
-        """Carry out a plan, waiting for the confirm of a re-publish but for no pause.
+    def carry_out_now(self, delivery: Delivery, plan: Plan) -> None:
+        """Carry out a plan that takes no time, or begin one that does.
 
         BrokerError `connection` if the delivery was lost meanwhile.
         """
-        if not self._no_ack and not self.alive(delivery):
-            self._forget(delivery, "lost")
-            raise BrokerError("connection", "the connection was lost; the broker delivers the message again")
-        match plan:
-            case Republish() if not self._no_ack:
-                # Shielded: whoever waits may run out of time, and the message is to be settled all the same.
-                await asyncio.shield(self._spawn(self._republish(delivery, plan)))
-            case _:
-                self.submit(delivery, plan)
+        self._require(delivery)
+        self.submit(delivery, plan)
+
+    async def carry_out(self, delivery: Delivery, plan: Republish) -> None:
+        """Re-publish and ack, waiting for both; BrokerError `connection` if the delivery was lost."""
+        self._require(delivery)
+        self._claim(delivery)
+        # Shielded: whoever waits may run out of time, and the message is to be settled all the same.
+        await asyncio.shield(self._spawn(self._republish(delivery, plan)))
 
     async def settled(self, *, but: int = 0) -> None:
         """Wait until at most `but` deliveries are held."""
@@ -128,6 +152,7 @@ class Settler:
         if self._subscription:
             await self._subscription.close()
         self._held.clear()
+        self._claimed.clear()
         self._wake()
 
     async def _carry_out_quietly(self, delivery: Delivery, plan: Plan) -> None:
@@ -153,9 +178,9 @@ class Settler:
 
     async def _published(self, delivery: Delivery, plan: Republish) -> bool:
         """Try once; BrokerError if the delivery is no longer ours."""
-        if not self.alive(delivery):
+        if not self._reachable(delivery):
             self._forget(delivery, "lost")
-            raise BrokerError("connection", "the connection was lost; the broker delivers the message again")
+            raise _lost()
         try:
             await self._broker.publish(plan.message, timeout=PUBLISH_TIMEOUT)
         except Exception as error:
@@ -184,19 +209,32 @@ class Settler:
         self._queue_up(delivery, self._requeues, "requeued")
 
     def _queue_up(self, delivery: Delivery, batch: list[Delivery], report: str) -> None:
-        if not self.alive(delivery):
+        if not self._reachable(delivery):
             self._forget(delivery, "lost")
-            return
+        elif delivery in self._claimed:
+            self._claimed.discard(delivery)
+            batch.append(delivery)
+            self._report(report)
+            self._schedule_flush()
+
+    def _claim(self, delivery: Delivery) -> bool:
+        """Keep others from settling it; false where somebody has already."""
+        if delivery not in self._held:
+            return False
         self._held.discard(delivery)
-        batch.append(delivery)
-        self._report(report)
-        self._schedule_flush()
+        self._claimed.add(delivery)
+        return True
 
     def _forget(self, delivery: Delivery, report: str) -> None:
-        if delivery in self._held:
-            self._held.discard(delivery)
+        if delivery in self._claimed:
+            self._claimed.discard(delivery)
             self._report(report)
             self._wake()
+
+    def _require(self, delivery: Delivery) -> None:
+        if not self._no_ack and not self.alive(delivery):
+            self.drop(delivery)
+            raise _lost()
 
     def _schedule_flush(self) -> None:
         if not self._flushing:
@@ -232,6 +270,10 @@ class Settler:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waited for it may be gone; then it is nobody's
+
+
+def _lost() -> BrokerError:
+    return BrokerError("connection", "the connection was lost; the broker delivers the message again")
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -14,7 +14,7 @@ from lunaq_runtime.lua.bridge import shown, take
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, TIMEOUT, HandlerError
 from lunaq_runtime.lua.memory import size_of
 from lunaq_runtime.lua.publishing import BadArgumentError, Call, Payload
-from lunaq_runtime.lua.requests import Finished, Publish, Request, Settle, Sleep
+from lunaq_runtime.lua.requests import SUCCEEDED, Finished, Publish, Request, Settle, Sleep
 
 if TYPE_CHECKING:
     from lunaq_runtime.lua.host import MessageContext
@@ -204,8 +204,9 @@ class Invocation:
 
     def _finish(self, error: HandlerError | None, *, state_lost: bool = False) -> Finished:
         self._state.finished()
-        self._finished = Finished(error, self._settled, state_lost)
-        return self._finished
+        plain = error is None and not self._settled and not state_lost
+        self._finished = finished = SUCCEEDED if plain else Finished(error, self._settled, state_lost)
+        return finished
 
     def _out_of_memory(self) -> HandlerError:
         limit = self._state.handler.memory_limit

@@ -63,3 +63,7 @@ class Finished:
     error: HandlerError | None = None
     settled: str = ""
     state_lost: bool = False
+
+
+SUCCEEDED = Finished()
+"""How most invocations end; the same object each time, so that a look at it is enough."""

@@ -20,7 +20,7 @@ from lunaq_runtime.lua.requests import Info, Publish, Sleep
 from lunaq_runtime.message import Outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lunaq_runtime.brokers.base import Broker
     from lunaq_runtime.entries.model import Queue
@@ -53,23 +53,32 @@ class Requests:
                 await asyncio.sleep(seconds)
                 return ()
             case Publish():
-                return await self._publish(request)
+                answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+                self.publish_soon(request, answered.set_result)
+                return await answered
             case Info(queue_id=queue_id):
                 return await self._info(queue_id)
 
-    async def _publish(self, request: Publish) -> Reply:
+    def publish_soon(self, request: Publish, answer: Callable[[Reply], None]) -> None:
+        """Carry out a publish without a task; `answer` is called once, maybe before this returns."""
         try:
-            await self._broker.publish(self._outgoing(request))
+            outgoing = self._outgoing(request)
         except HandlerError as error:
-            refused = error
+            answer(self._refuse(error))
         except codecs.CodecError as error:
-            refused = _refused("encode_failed", str(error))
-        except BrokerError as error:
-            text = "queue not found" if error.reason == "queue_not_found" else str(error)
-            refused = _refused(error.reason, text)
+            answer(self._refuse(_refused("encode_failed", str(error))))
         else:
+            self._broker.publish_soon(outgoing, _Confirm(self, answer).done)
+
+    def confirmed(self, error: BrokerError | None) -> Reply:
+        """Count a publish that the broker has answered, and tell what the Lua call returns."""
+        if error is None:
             self._counters.publish()
             return True, None
+        text = "queue not found" if error.reason == "queue_not_found" else str(error)
+        return self._refuse(_refused(error.reason, text))
+
+    def _refuse(self, refused: HandlerError) -> Reply:
         self._counters.publish(refused=str((refused.detail_values or {}).get("reason", "other")))
         return None, refused
 
@@ -117,6 +126,19 @@ class Requests:
         if not (parsed.namespace and parsed.name):
             raise _refused("queue_not_found", "queue not found")
         return queue_id
+
+
+class _Confirm:
+    """Turns a broker's answer into the reply to one request."""
+
+    __slots__ = ("_answer", "_requests")
+
+    def __init__(self, requests: Requests, answer: Callable[[Reply], None]) -> None:
+        self._requests = requests
+        self._answer = answer
+
+    def done(self, error: BrokerError | None) -> None:
+        self._answer(self._requests.confirmed(error))
 
 
 def _refused(reason: str, text: str) -> HandlerError:

@@ -1,8 +1,9 @@
 """Threads in which Lua runs, so that a handler that never ends holds up neither sockets nor other handlers.
 
-One thread serves all slots; calls and results cross over in batches. Whatever waits longer than `patience`
-behind a call that does not come back gets a thread of its own, and the late one retires. As a slot has one
-call at a time, there are never more threads than slots.
+One thread serves everybody; jobs are put in line, and a job that has more to do puts itself in line again. A
+thread that does not come back from one step within `patience` is late: where something waits behind it,
+another thread is started, and the late one retires once it comes back. So there is never more than one
+thread beside those that are stuck.
 """
 
 from __future__ import annotations
@@ -12,96 +13,128 @@ import queue
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PATIENCE = 0.05
-"""Seconds a call may wait behind others before another thread takes over."""
+"""Seconds that one step may take while others wait, before another thread takes over."""
 
 _Result = TypeVar("_Result")
-_Job = tuple["asyncio.Future[Any]", "Callable[[], Any]"]
+
+
+class LuaThread:
+    """What a thread says of itself; a job sets `since` anew at each of its steps.
+
+    `since` is the start of the step it is in, on the monotonic clock, and 0 while it has none. Once it is
+    `late`, it should return to the line at the next opportunity.
+    """
+
+    __slots__ = ("late", "since")
+
+    def __init__(self) -> None:
+        self.since = 0.0
+        self.late = False
+
+
+class Job(Protocol):
+    """Something to do in a thread."""
+
+    def serve(self, thread: LuaThread) -> None:
+        """Do some of it, and come back; raises nothing."""
 
 
 class Stepper:
-    """Runs calls in threads for one event loop; made and closed on that loop."""
+    """Runs jobs in threads for one event loop; made and closed on that loop."""
 
     def __init__(self, *, patience: float = PATIENCE) -> None:
         self._loop = asyncio.get_running_loop()
         self._patience = patience
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._collecting = False
         self._lock = threading.Lock()
-        self._threads = 0
-        self._submitted = 0
-        self._taken = 0
-        self._returned = 0
+        self._threads: list[LuaThread] = []
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     @property
     def threads(self) -> int:
         """Count the threads alive."""
-        return self._threads
+        return len(self._threads)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is in line."""
+        return not self._jobs.empty()
+
+    def put(self, job: Job) -> None:
+        """Put a job in line; called on the event loop."""
+        self._jobs.put(job)
+        if not self._threads:
+            self._start_thread()
+        if self._timer is None and not self._closed:
+            self._timer = self._loop.call_later(self._patience, self._supervise)
+
+    def put_again(self, job: Job) -> None:
+        """Put a job in line; called in a thread, by a job that is being served."""
+        self._jobs.put(job)
 
     def call(self, function: Callable[[], _Result]) -> asyncio.Future[_Result]:
         """Run `function` in a thread; the future has its result or what it raised."""
         future: asyncio.Future[_Result] = self._loop.create_future()
-        self._submitted += 1
-        self._jobs.put((future, function))
-        if self._threads == 0:
-            self._start_thread()
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._patience, self._supervise, self._submitted)
+        self.put(_Call(function, future, self._hand_back))
         return future
 
     def close(self) -> None:
-        """Let idle threads end; one that is stuck in a call is left behind, and holds nobody up."""
+        """Let idle threads end; one that is stuck in a step is left behind, and holds nobody up."""
         self._closed = True
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        for _ in range(self._threads):
+        for _ in self._threads:
             self._jobs.put(None)
 
     def _start_thread(self) -> None:
+        thread = LuaThread()
         with self._lock:
-            self._threads += 1
-        threading.Thread(target=self._serve, name="lunaq-lua", daemon=True).start()
+            self._threads.append(thread)
+        threading.Thread(target=self._serve, args=(thread,), name="lunaq-lua", daemon=True).start()
 
-    def _supervise(self, submitted: int) -> None:
-        """Add a thread if what was submitted before the last look has not been taken up yet."""
+    def _supervise(self) -> None:
+        """Start a thread if something waits and all there are have been in one step for too long."""
         self._timer = None
         if self._closed:
             return
-        if self._taken < submitted:
+        too_long = time.monotonic() - self._patience
+        with self._lock:
+            for thread in self._threads:
+                thread.late = thread.late or 0.0 < thread.since < too_long
+            all_late = all(thread.late for thread in self._threads)
+            busy = any(thread.since for thread in self._threads)
+        if self.waiting and all_late:
             self._start_thread()
-        if self._returned < self._submitted:
-            self._timer = self._loop.call_later(self._patience, self._supervise, self._submitted)
+        if self.waiting or busy:
+            self._timer = self._loop.call_later(self._patience, self._supervise)
 
-    def _serve(self) -> None:
+    def _serve(self, thread: LuaThread) -> None:
         while job := self._jobs.get():
-            with self._lock:
-                self._taken += 1
-            started = time.monotonic()
-            future, function = job
-            try:
-                self._hand_back(future, function(), None)
-            except BaseException as error:  # noqa: BLE001 - it is raised again where the call was made
-                self._hand_back(future, None, error)
-            del job, future, function
-            if time.monotonic() - started > self._patience and self._retire():
+            thread.since = time.monotonic()
+            job.serve(thread)
+            del job
+            thread.since = 0.0
+            if thread.late and self._retire(thread):
                 return
         with self._lock:
-            self._threads -= 1
+            self._threads.remove(thread)
 
-    def _retire(self) -> bool:
+    def _retire(self, thread: LuaThread) -> bool:
         with self._lock:
-            if self._threads == 1:
+            if all(other.late for other in self._threads):
+                thread.late = False
                 return False
-            self._threads -= 1
+            self._threads.remove(thread)
             return True
 
     def _hand_back(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
@@ -118,7 +151,6 @@ class Stepper:
         self._collecting = False
         while self._done:
             future, result, error = self._done.popleft()
-            self._returned += 1
             if future.cancelled():
                 continue
             if error is None:
@@ -127,3 +159,26 @@ class Stepper:
                 future.set_exception(RuntimeError("StopIteration out of a call"))
             else:
                 future.set_exception(error)
+
+
+class _Call:
+    """A job that is one call."""
+
+    def __init__(
+        self,
+        function: Callable[[], Any],
+        future: asyncio.Future[Any],
+        hand_back: Callable[[asyncio.Future[Any], Any, BaseException | None], None],
+    ) -> None:
+        self._function = function
+        self._future = future
+        self._hand_back = hand_back
+
+    def serve(self, thread: LuaThread) -> None:
+        del thread
+        try:
+            result = self._function()
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the call was made
+            self._hand_back(self._future, None, error)
+        else:
+            self._hand_back(self._future, result, None)

@@ -1,9 +1,9 @@
 """One consumer at work: delivery, decode, policy, Lua, settle (design.md section 5).
 
 The main task opens a session (a subscription), waits for its end and winds it down: for a message that must
-run alone, for a withdrawn permission, or to drain. Slots take what is ready; each has a Lua state and runs
-one invocation at a time. Whatever happens, a delivery is acked only after its run, or once its retry or
-dead letter is confirmed (`settle`).
+run alone, for a withdrawn permission, or to drain. What is delivered meanwhile goes through the lane, where
+Lua threads run it in the consumer's slots, to the desk, which settles it. Whatever happens, a delivery is
+acked only after its run, or once its retry or dead letter is confirmed (`settle`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.lua.errors import CANCELED, HandlerError
 from lunaq_runtime.policy import CONSUME
-from lunaq_runtime.retry import TIMEOUT, Poison, Requeue, decide
 from lunaq_runtime.settle import Settler
 from lunaq_runtime.worker.counters import Counters
+from lunaq_runtime.worker.desk import Desk
 from lunaq_runtime.worker.requests import Requests
 from lunaq_runtime.worker.session import End, Session
 from lunaq_runtime.worker.slot import Slot
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from lunaq_runtime.brokers.base import Broker, Subscription
     from lunaq_runtime.entries.model import Consumer, Queue
     from lunaq_runtime.ids import Id
-    from lunaq_runtime.message import Delivery
     from lunaq_runtime.policy import Policy
     from lunaq_runtime.worker.slot import State
     from lunaq_runtime.worker.stepper import Stepper
@@ -43,10 +42,6 @@ STUCK_GRACE = 5.0
 """Seconds beyond its time after which a handler is taken to be stuck where no Lua hook reaches it."""
 INTERRUPT_GRACE = 2.0
 """Seconds that interrupted handlers get to come back, and confirms to arrive, at the drain deadline."""
-
-
-DEFECT_PAUSE = 5.0
-"""Seconds until a delivery that failed inside the worker, not inside its handler, is handed back."""
 
 
 class HandlerStuckError(Exception):
@@ -75,18 +70,19 @@ class Worker:
     ) -> None:
         self.consumer = consumer
         self.queue = queues[consumer.queue]
-        self.counters = counters or Counters()
+        self._counters = counters = counters or Counters()
         self.failed: asyncio.Future[HandlerStuckError] = asyncio.get_running_loop().create_future()
         self._broker = broker
         self._policy = policy
         self._clock = clock
         self._stuck_grace = stuck_grace
-        self._requests = Requests(broker, self.queue.driver, queues, self.counters)
-        self._ready: asyncio.Queue[tuple[Session, Delivery]] = asyncio.Queue()
+        self._stepper = stepper
         self._slots = [
-            Slot(consumer, self.queue, stepper, make_state, self._requests, self.counters, clock)
-            for _ in range(consumer.concurrency)
+            Slot(consumer, self.queue.codec, make_state) for _ in range(max(consumer.concurrency, 1))
         ]
+        requests = Requests(broker, self.queue.driver, queues, counters)
+        self._desk = Desk(consumer, self.queue, stepper, self._slots, requests, counters, clock)
+        self._lane = self._desk.lane
         self._session: Session | None = None
         self._subscription: Subscription | None = None
         self._changed = asyncio.Event()
@@ -94,6 +90,12 @@ class Worker:
         self._draining = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._main: asyncio.Task[None] | None = None
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done so far, and does now."""
+        self._counters.running = self._desk.running
+        return self._counters
 
     @property
     def label(self) -> str:
@@ -114,7 +116,7 @@ class Worker:
 
     async def start(self) -> None:
         """Load the handler and start consuming in the background; HandlerLoadError says what is wrong."""
-        await self._slots[0].load()
+        await self._stepper.call(self._slots[0].load)
         if self.consumer.prefetch < self.consumer.concurrency and not self.consumer.auto_ack:
             logger.warning(
                 "%s: prefetch %d is below concurrency %d: the surplus slots stay idle",
@@ -122,12 +124,11 @@ class Worker:
                 self.consumer.prefetch,
                 self.consumer.concurrency,
             )
-        self._tasks = [asyncio.create_task(self._serve(slot)) for slot in self._slots]
-        self._tasks.append(asyncio.create_task(self._watch_for_stuck()))
+        self._tasks = [asyncio.create_task(self._watch_for_stuck())]
         self._main = asyncio.create_task(self._consume())
 
     def policy_changed(self) -> None:
-        """Look at the policy again: a withdrawn right ends the session at once."""
+        """Look at the policy again: a withdrawn right ends the session at once, and nothing more starts."""
         self._changed.set()
         if self._session and not self.is_allowed():
             self._session.finish(End.WITHDRAWN)
@@ -145,6 +146,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._desk.close()
 
     async def _consume(self) -> None:
         """Hold one session after the other until told to drain."""
@@ -158,22 +160,22 @@ class Worker:
                 )
                 await self._changed.wait()
                 continue
-            session = self._new_session()
+            # Known before it is subscribed: a right withdrawn meanwhile must hold for the first delivery.
+            self._session = self._lane.session = session = self._new_session()
             subscription = await self._subscribe(session)
             if subscription:
-                self._session, self._subscription = session, subscription
+                self._subscription = subscription
                 session.settler.attach(subscription)
                 if self._draining.is_set():
                     session.finish(End.DRAIN)
-                elif not self.is_allowed():
-                    session.finish(End.WITHDRAWN)
                 await session.ended()
                 await self._wind_down(session, subscription)
-                self._session = self._subscription = None
+            self._session = self._lane.session = self._subscription = None
 
     def _new_session(self) -> Session:
-        settler = Settler(self._broker, self.counters.report, no_ack=self.consumer.auto_ack, label=self.label)
-        return Session(self.queue, settler, self._make_ready, self._clock, no_ack=self.consumer.auto_ack)
+        no_ack = self.consumer.auto_ack
+        settler = Settler(self._broker, self._counters.report, no_ack=no_ack, label=self.label)
+        return Session(self.queue, settler, self._lane.schedule, self._clock, no_ack=no_ack)
 
     async def _subscribe(self, session: Session) -> Subscription | None:
         """Subscribe, again and again; None if draining or the policy came first."""
@@ -216,7 +218,6 @@ class Worker:
             await self._run_suspect(session, subscription)
         if session.end > End.SUSPECT:
             logger.info("%s stops consuming: %s", self.label, session.end.name.lower())
-            self._hand_back_unstarted(session)
             await self._cancel(subscription)
             session.settler.hurry()
             await self._await_settled(session)
@@ -228,14 +229,12 @@ class Worker:
         await _first(session.settler.settled(but=1), session.ended(End.SUSPECT))
         if session.end > End.SUSPECT:
             return
-        delivery = session.take_suspect()
-        if delivery:
+        if delivery := session.run_suspect():
             logger.warning(
                 "%s runs message '%s' alone: processes ended while it was in flight",
                 self.label,
                 delivery.properties.message_id or "",
             )
-            self._make_ready(session, delivery)
         await _first(session.settler.settled(), session.ended(End.SUSPECT))
 
     async def _await_settled(self, session: Session) -> None:
@@ -247,10 +246,10 @@ class Worker:
             await asyncio.wait({settled}, timeout=max(self._deadline - loop.time(), 0.0))
         if not settled.done():
             logger.warning("%s: drain deadline reached, running handlers are interrupted", self.label)
-            self._hand_back_unstarted(session)
-            error = HandlerError("interrupted: the process is shutting down", CANCELED, retryable=True)
-            for slot in self._slots:
-                slot.interrupt(error)
+            session.hand_back_unstarted()
+            self._desk.interrupt(
+                HandlerError("interrupted: the process is shutting down", CANCELED, retryable=True)
+            )
             await asyncio.wait({settled}, timeout=INTERRUPT_GRACE)
         settled.cancel()
 
@@ -260,47 +259,14 @@ class Worker:
         except BrokerError as error:
             logger.info("%s: the subscription is gone already: %s", self.label, error)
 
-    def _hand_back_unstarted(self, session: Session) -> None:
-        if delivery := session.take_suspect():
-            session.hand_back(delivery)
-        if session.returning or self._deadline <= asyncio.get_running_loop().time():
-            while not self._ready.empty():
-                owner, unstarted = self._ready.get_nowait()
-                owner.hand_back(unstarted)
-
-    def _make_ready(self, session: Session, delivery: Delivery) -> None:
-        self._ready.put_nowait((session, delivery))
-
-    async def _serve(self, slot: Slot) -> None:
-        while True:
-            session, delivery = await self._ready.get()
-            if session.returning:
-                session.hand_back(delivery)
-            elif not self.is_allowed():
-                session.hand_back(delivery)
-                self.policy_changed()
-            else:
-                try:
-                    await slot.handle(session.settler, delivery)
-                except Exception:
-                    # A defect of ours; the message is not to blame, and must not come back at full speed.
-                    logger.exception("%s: a delivery could not be handled", self.label)
-                    session.settler.submit(delivery, Requeue(pause=DEFECT_PAUSE))
-
     async def _watch_for_stuck(self) -> None:
         """Settle what no Lua hook can stop, and ask for the end of the process."""
         while True:
             await asyncio.sleep(min(1.0, self._stuck_grace))
-            for slot in self._slots:
-                if stuck := slot.abandon_if_overdue(self._stuck_grace):
-                    settler, delivery = stuck
-                    text = f"the handler exceeded its time of {self.consumer.handler.timeout:g} s in a C call"
-                    poison = Poison(TIMEOUT, text, "Timeout")
-                    settler.submit(delivery, decide(delivery, poison, self.queue, self._clock()))
-                    self.counters.failed += 1
-                    logger.error("%s: %s, and cannot be stopped: the process must end", self.label, text)
-                    if not self.failed.done():
-                        self.failed.set_result(HandlerStuckError(f"{self.label}: {text}"))
+            if told := self._desk.abandon_overdue(self._stuck_grace):
+                logger.error("%s: %s, and cannot be stopped: the process must end", self.label, told)
+                if not self.failed.done():
+                    self.failed.set_result(HandlerStuckError(f"{self.label}: {told}"))
 
 
 async def _first(

@@ -1,0 +1,214 @@
+"""Where the event loop and the Lua threads meet, one lane a consumer: deliveries go in, outcomes come out.
+
+The loop appends to `session.unstarted` and calls `schedule`; a thread that serves the lane takes one after
+the other, in whatever slot is free, and does not return to the loop in between. An outcome is visible to
+the loop as soon as it is there: the first one wakes it, and while more follow it looks by itself every
+`LOOK_AGAIN` seconds, so that neither a slow handler holds up the ack of one before it, nor every message
+costs a wake-up. All that both sides touch are deques and plain attributes, each operation atomic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from lunaq_runtime.lua.requests import SUCCEEDED, Finished
+from lunaq_runtime.retry import Poison
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from lunaq_runtime.lua.errors import HandlerError
+    from lunaq_runtime.lua.requests import Request
+    from lunaq_runtime.message import Delivery
+    from lunaq_runtime.worker.session import Session
+    from lunaq_runtime.worker.slot import Slot
+    from lunaq_runtime.worker.stepper import LuaThread, Stepper
+
+    Outcome = Request | Finished | Poison | Exception | object
+    """What a step in a slot comes to; an Exception is a defect of ours, an object is `LOST`."""
+    Reply = tuple[Any, ...] | HandlerError
+
+LOST = object()
+"""The outcome of a delivery whose connection was gone before its turn: it was not started."""
+
+LOOK_AGAIN = 0.001
+"""Seconds between two looks of the loop at a lane that is producing outcomes."""
+
+TURN = 0.005
+"""Seconds after which a thread lets the next consumer have its turn."""
+
+
+class Lane:
+    """One consumer's deliveries on their way through its slots.
+
+    `collect` is called on the loop when there are outcomes to take by `outcomes`, or successes in the
+    session, and tells whether it found any. `spent` are the seconds of each finished run.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stepper: Stepper,
+        slots: list[Slot],
+        collect: Callable[[], bool],
+    ) -> None:
+        self.session: Session | None = None
+        self.outcomes: deque[tuple[Slot, Session, Delivery, Outcome]] = deque()
+        self.spent: deque[float] = deque()
+        self._loop = loop
+        self._stepper = stepper
+        self._idle = deque(slots)
+        self._several = len(slots) > 1
+        self._resumable: deque[tuple[Slot, Reply]] = deque()
+        self._collect = collect
+        self._queued = False
+        self._awake = False  # the loop has been told, or looks by itself
+        self._called = False  # and that call has not been made yet
+        self._look: asyncio.TimerHandle | None = None
+
+    # On the loop ----------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """See to it that a thread serves what there is to do."""
+        if not self._queued and self._serviceable():
+            self._queued = True
+            self._stepper.put(self)
+
+    def resume(self, slot: Slot, reply: Reply) -> None:
+        """Let a slot go on that waited for a reply; an error ends its run."""
+        self._resumable.append((slot, reply))
+        self.schedule()
+
+    def close(self) -> None:
+        """Look no more by itself."""
+        if self._look:
+            self._look.cancel()
+            self._look = None
+
+    def look(self) -> None:
+        """Take what outcomes there are, and look again soon if there were any."""
+        # Cleared first: what a thread appends from here on is either taken below or calls again.
+        self._called = False
+        if not self._collect():
+            self._awake = False
+            if not self._collect():
+                return
+            self._awake = True
+        if self._look is None:
+            self._look = self._loop.call_later(LOOK_AGAIN, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self.look()
+
+    # In a thread ----------------------------------------------------------------------------------------
+
+    def serve(self, thread: LuaThread) -> None:
+        """Resume what can go on, start what can start, until nothing is left or the turn is over."""
+        self._queued = False
+        if self._several and self._serviceable():
+            # Where this thread does not come back, another one finds the lane in line.
+            self._queue_again()
+        until = thread.since + TURN
+        while not thread.late:
+            if thread.since >= until:
+                if self._stepper.waiting:
+                    break
+                until = thread.since + TURN
+            if self._resumable:
+                self._resume_one(thread)
+            elif not self._start_some(thread, until):
+                break
+        if self._serviceable():
+            self._queue_again()
+        session = self.session
+        if self.outcomes or (session and session.succeeded):
+            self._call()
+
+    def _serviceable(self) -> bool:
+        session = self.session
+        return bool(self._resumable or (session and session.unstarted and self._idle))
+
+    def _queue_again(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self._stepper.put_again(self)
+
+    def _resume_one(self, thread: LuaThread) -> None:
+        try:
+            slot, reply = self._resumable.popleft()
+        except IndexError:
+            return
+        session, delivery = slot.session, slot.delivery
+        if session is None or delivery is None:  # pragma: no cover - only what was started is resumed
+            return
+        outcome: Outcome
+        try:
+            outcome = slot.resume(reply)
+        except Exception as error:  # noqa: BLE001 - told on the loop
+            outcome = error
+        thread.since = now = monotonic()
+        if self._over(slot, session, delivery, outcome, now):
+            self._idle.append(slot)
+
+    def _start_some(self, thread: LuaThread, until: float) -> bool:
+        """Run one delivery after the other in one slot; false where nothing can be started."""
+        session = self.session
+        if session is None or not session.unstarted:
+            return False
+        try:
+            slot = self._idle.pop()
+        except IndexError:
+            return False
+        take, alive = session.unstarted.popleft, session.settler.alive
+        free = True
+        now = thread.since
+        outcome: Outcome
+        while free and now < until and not (thread.late or self._resumable):
+            try:
+                delivery = take()
+            except IndexError:
+                break
+            try:
+                outcome = slot.start(session, delivery, now) if alive(delivery) else LOST
+            except Exception as error:  # noqa: BLE001 - told on the loop
+                outcome = error
+            thread.since = now = monotonic()
+            free = self._over(slot, session, delivery, outcome, now)
+        if free:
+            self._idle.append(slot)
+        return True
+
+    def _over(self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, now: float) -> bool:
+        """Tell the loop of an outcome; false where the slot is still at work on its delivery."""
+        free = True
+        if outcome is SUCCEEDED:
+            self.spent.append(now - slot.started)
+            slot.release()
+            session.succeeded.append(delivery)
+        else:
+            if isinstance(outcome, Finished):
+                self.spent.append(now - slot.started)
+                slot.release(state_lost=outcome.state_lost)
+            elif isinstance(outcome, Exception):
+                slot.release(state_lost=True)
+            elif outcome is LOST or isinstance(outcome, Poison):
+                slot.release()
+            else:
+                free = False  # it is a request, and the slot waits for its reply
+            self.outcomes.append((slot, session, delivery, outcome))
+        if not self._awake:
+            self._awake = True
+            self._call()
+        return free
+
+    def _call(self) -> None:
+        if not self._called:
+            self._called = True
+            try:
+                self._loop.call_soon_threadsafe(self.look)
+            except RuntimeError:
+                return  # the loop is closed: nobody waits any more

@@ -20,6 +20,8 @@ _QUICK = {
     "topology_recheck": 1.0,
     "source_recheck": 1.0,
     "withdrawal_grace": 3.0,
+    "rotation_settle": 0.5,
+    "rotation_deadline": 20.0,
 }
 
 
@@ -103,6 +105,10 @@ class App:
         } | spec
         self.ours("Broker", name, spec)
 
+    def own_users(self, **spec) -> None:
+        """Apply the Broker with access PerConsumer."""
+        self.broker(management={"uri": self.rabbitmq.management_uri}, **spec)
+
     def queue(self, name, **spec) -> None:
         annotations = spec.pop("annotations", {})
         self.ours("Queue", name, {"brokerRef": {"name": "main"}} | spec, annotations)
@@ -145,6 +151,13 @@ class App:
     def allow_consuming(self, account="worker") -> None:
         self.role("consume")
         self.bind("consume", account=account)
+
+    def allow_publishing(self, *queues, account="worker", name="publish") -> None:
+        """Let the account publish to these Queues, to all of the namespace where none is named."""
+        self.role("publisher", resources=("consumers",), verbs=("publish",))
+        self.bind("publisher", account=account)
+        self.role(name, verbs=("publish",), names=queues)
+        self.bind(name, account=account)
 
     # What it sees.
 
@@ -189,6 +202,25 @@ class App:
             if getattr(error, "status", 0) == 404:
                 return None
             raise
+
+    def users(self) -> dict:
+        """Return the permissions of the broker users on the virtual host, without the administrator's."""
+        found = self.rabbitmq.api("GET", f"/vhosts/{quote(self.vhost, safe='')}/permissions")
+        return {
+            one["user"]: (one["configure"], one["write"], one["read"])
+            for one in found
+            if one["user"] != self.rabbitmq.username
+        }
+
+    def credentials(self, consumer="worker") -> tuple[str, str] | None:
+        """Return what the Consumer's own Secret holds, None where there is none."""
+        secret = self.get("secret", f"{consumer}.broker")
+        if secret is None:
+            return None
+        username, password = (
+            base64.b64decode(secret["data"][key]).decode() for key in ("username", "password")
+        )
+        return username, password
 
     def broker_names(self, what="queues") -> set:
         return {one["name"] for one in self.rabbitmq.api("GET", f"/{what}/{quote(self.vhost, safe='')}")}

@@ -81,10 +81,10 @@ capabilities:
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, patch]
-# By name only; never listed.
+# By name only; never listed, never watched. Written is the Secret with a Consumer's own broker user.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get]
+  verbs: [get, create, patch, delete]
 - apiGroups: ["", events.k8s.io]
   resources: [events]
   verbs: [create, patch]

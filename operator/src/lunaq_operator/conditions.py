@@ -35,6 +35,7 @@ class Reason(StrEnum):
 
     # Something else has to come first; it is tried again without a change of the spec.
     BROKER_UNREACHABLE = "BrokerUnreachable"  # no connection, or it was refused
+    MANAGEMENT_UNREACHABLE = "ManagementUnreachable"  # the management API, where users are made, says nothing
     BROKER_NOT_READY = "BrokerNotReady"  # the Broker it refers to is not Ready
     QUEUE_NOT_READY = "QueueNotReady"  # the Queue it refers to is not Ready
     PODS_FAILING = "PodsFailing"  # pods exist and do not become ready
@@ -42,7 +43,6 @@ class Reason(StrEnum):
 
     # Only a user can mend it.
     INVALID_SPEC = "InvalidSpec"  # a field's value cannot be, and the schema could not see it
-    NOT_IMPLEMENTED = "NotImplemented"  # the field is in the API, this version does not act on it
     CONFLICT = "Conflict"  # an older Queue claims the same broker-side name
     IMMUTABLE_ARGUMENTS = "ImmutableArguments"  # the broker has it with other arguments
     NOT_AUTHORIZED = "NotAuthorized"  # RBAC does not let the ServiceAccount consume
@@ -53,6 +53,7 @@ class Reason(StrEnum):
     SECRET_MISSING = "SecretMissing"  # noqa: S105 - the Secret or one of its keys does not exist
     SECRET_NOT_LABELLED = "SecretNotLabelled"  # noqa: S105 - it lacks the label of its Broker
     ACCESS_REFUSED = "AccessRefused"  # the broker refused the credentials, or a right it needs
+    POLICY_TOO_LARGE = "PolicyTooLarge"  # more names than a broker's permission can hold
     HANDLER_MISSING = "HandlerMissing"  # the ConfigMap of the handler or a library, or its key
     HANDLER_DOES_NOT_COMPILE = "HandlerDoesNotCompile"  # the message names chunk and line
     QUEUE_NOT_EMPTY = "QueueNotEmpty"  # `Delete` refuses a queue that holds messages
@@ -61,7 +62,6 @@ class Reason(StrEnum):
 STALLING = frozenset(
     {
         Reason.INVALID_SPEC,
-        Reason.NOT_IMPLEMENTED,
         Reason.CONFLICT,
         Reason.IMMUTABLE_ARGUMENTS,
         Reason.NOT_AUTHORIZED,
@@ -72,6 +72,7 @@ STALLING = frozenset(
         Reason.SECRET_MISSING,
         Reason.SECRET_NOT_LABELLED,
         Reason.ACCESS_REFUSED,
+        Reason.POLICY_TOO_LARGE,
         Reason.HANDLER_MISSING,
         Reason.HANDLER_DOES_NOT_COMPILE,
         Reason.QUEUE_NOT_EMPTY,

@@ -17,8 +17,10 @@ from lunaq_operator import kinds, names, watch
 from lunaq_operator.events import Recorder
 from lunaq_operator.kube import KubeError
 from lunaq_operator.lease import Elector
+from lunaq_operator.management import HttpManagement, ManagementError
 from lunaq_operator.reconcile import broker, consumer, policies, queue
 from lunaq_operator.reconcile.context import Context
+from lunaq_operator.reconcile.managements import Managements
 from lunaq_operator.reconcile.pool import Pool
 from lunaq_operator.references import DERIVE_POLICIES, RBAC, Work, add_indexes, affected
 from lunaq_operator.store import Store
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from lunaq_operator.kinds import Kind
     from lunaq_operator.kube import Kube
+    from lunaq_operator.management import Management
     from lunaq_operator.reconcile.pool import Target
     from lunaq_operator.settings import Settings
     from lunaq_operator.store import Key, Obj
@@ -50,7 +53,13 @@ _RECONCILERS: dict[str, Callable[[Context, Key], Awaitable[float | None]]] = {
 class Engine:
     """One operator process; `make_broker` builds a broker connection (the tests bring their own)."""
 
-    def __init__(self, settings: Settings, kube: Kube, make_broker: Callable[[Target], Broker]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kube: Kube,
+        make_broker: Callable[[Target], Broker],
+        make_management: Callable[[str, Target], Management] = HttpManagement,
+    ) -> None:
         self._settings = settings
         self._kube = kube
         self.store = Store(kinds.watched(cluster_wide=settings.cluster_wide), settings.namespaces)
@@ -65,11 +74,13 @@ class Engine:
             timing=settings.lease_timing,
         )
         self._pool = Pool(make_broker)
+        self._managements = Managements(make_management)
         self._context = Context(
             store=self.store,
             kube=kube,
             recorder=Recorder(kube, settings.identity),
             pool=self._pool,
+            managements=self._managements,
             settings=settings,
             enqueue=self.queue.add,
         )
@@ -77,8 +88,13 @@ class Engine:
 
     @property
     def figures(self) -> dict[str, int]:
-        """Return how much was done so far: reconciles, and requests that change something in the cluster."""
-        return {"reconciled": self.queue.done, "writes": self._kube.writes, "waiting": len(self.queue)}
+        """Return how much was done so far: reconciles, and writes to the cluster and to brokers' users."""
+        return {
+            "reconciled": self.queue.done,
+            "writes": self._kube.writes,
+            "userWrites": self._managements.writes,
+            "waiting": len(self.queue),
+        }
 
     @property
     def working(self) -> bool:
@@ -154,6 +170,7 @@ class Engine:
             await asyncio.wait({watching}, timeout=10)
         watching.cancel()
         await self._pool.close()
+        await self._managements.close()
 
     async def _await_kinds(self, stop: asyncio.Event) -> None:
         """Wait until the API server serves our kinds: kopf looks for them only once."""
@@ -173,5 +190,5 @@ class Engine:
     async def _work(self, work: Work) -> float | None:
         try:
             return await _RECONCILERS[work.kind](self._context, work.key)
-        except (KubeError, BrokerError) as error:
+        except (KubeError, BrokerError, ManagementError) as error:
             raise Retry(str(error)) from error

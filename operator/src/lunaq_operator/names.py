@@ -34,6 +34,18 @@ ANNOTATION_ENTRIES = f"{GROUP}/entries-checksum"
 ANNOTATION_POLICY = f"{GROUP}/policy-checksum"
 """Patched onto running pods so that their kubelet syncs the policy at once; never in a pod template."""
 
+ANNOTATION_CREDENTIALS = f"{GROUP}/credentials-changed"
+"""Patched onto running pods so that their kubelet syncs the Secret at once; never in a pod template."""
+
+ANNOTATION_ROTATE = f"{GROUP}/rotate"
+"""On a Consumer: any new value has it get a new broker user, with another password."""
+
+ANNOTATION_ROTATED_FOR = f"{GROUP}/rotated-for"
+"""On a Consumer's Secret: the value of `ANNOTATION_ROTATE` that it was written for."""
+
+ANNOTATION_ROTATED_AT = f"{GROUP}/rotated-at"
+"""On a Consumer's Secret: when its user was made, RFC 3339."""
+
 ANNOTATION_DELETE_MESSAGES = f"{GROUP}/delete-messages"
 """On a Queue: `"true"` lets `deletionPolicy: Delete` destroy a queue that still holds messages."""
 

@@ -7,6 +7,7 @@ Standard "restricted".
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,23 @@ def policy_config_map(consumer: Consumer, policy: str) -> Manifest:
     """Return the ConfigMap that holds the policy document's text."""
     config = _object(consumer, "v1", "ConfigMap", names.policy_config_map_name(consumer.name))
     return {**config, "data": {POLICY_KEY: policy}}
+
+
+def credentials_secret(
+    consumer: Consumer, username: str, password: str, annotations: Mapping[str, str]
+) -> Manifest:
+    """Return the Secret with the Consumer's own broker user."""
+    secret = _object(consumer, "v1", "Secret", names.credentials_secret_name(consumer.name))
+    data = {
+        key: base64.b64encode(text.encode()).decode()
+        for key, text in (("username", username), ("password", password))
+    }
+    return {
+        **secret,
+        "metadata": {**secret["metadata"], "annotations": dict(annotations)},
+        "type": "Opaque",
+        "data": data,
+    }
 
 
 def deployment(

@@ -57,6 +57,15 @@ class Settings:
     The namespace controller looks at a namespace in deletion only every 8 s or so, hence the margin.
     """
 
+    credentials_max_age: float = 0.0
+    """How old a Consumer's broker user may become before it gets another; 0: as old as the Consumer."""
+
+    rotation_settle: float = 5.0
+    """How long after a rotation an unused old user is kept: for connections that were just being opened."""
+
+    rotation_deadline: float = 300.0
+    """How long after a rotation an old user that is still used is kept; its connections are closed then."""
+
     silence_limit: float = 300.0
     """How long a watch may be silent, bookmarks included, before /healthz fails."""
 

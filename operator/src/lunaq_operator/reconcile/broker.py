@@ -6,23 +6,28 @@ import base64
 import binascii
 from typing import TYPE_CHECKING, Any
 
-from lunaq_operator import conditions, kinds, names
+from lunaq_operator import broker_users, conditions, kinds, names
 from lunaq_operator.conditions import Reason
+from lunaq_operator.management import ManagementError
+from lunaq_operator.reconcile import orphans
 from lunaq_operator.reconcile.context import NotReady
+from lunaq_operator.reconcile.managements import ManagementTarget
 from lunaq_operator.reconcile.pool import Target
 from lunaq_operator.references import Work
 from lunaq_operator.resources import PER_CONSUMER, SpecError, effective_access, parse_broker
-from lunaq_operator.store import key_of
+from lunaq_operator.store import Key, key_of
 from lunaq_runtime.brokers.base import BrokerError
 
 if TYPE_CHECKING:
     from lunaq_operator.reconcile.context import Context
     from lunaq_operator.resources import Broker
-    from lunaq_operator.store import Key, Obj
+    from lunaq_operator.store import Obj
 
 _LONGEST_PAUSE = 30.0
 
-_CONNECTION_FAILED = frozenset({Reason.BROKER_UNREACHABLE, Reason.ACCESS_REFUSED})
+_CONNECTION_FAILED = frozenset(
+    {Reason.BROKER_UNREACHABLE, Reason.ACCESS_REFUSED, Reason.MANAGEMENT_UNREACHABLE}
+)
 """Failures after which an older connection of the same Broker may be kept (see `Pool.connect`)."""
 
 
@@ -30,7 +35,10 @@ async def reconcile(context: Context, key: Key) -> float | None:
     """Bring one Broker's connection and status up to date; returns seconds until the next look."""
     obj = context.store[kinds.BROKERS].get(*key)
     if obj is None or obj["metadata"].get("deletionTimestamp"):
+        if obj is not None and names.FINALIZER in (obj["metadata"].get("finalizers") or ()):
+            return await _clean_up(context, key, obj)
         await context.pool.drop(key)
+        await context.managements.drop(key)
         context.memory.failures.pop(key, None)
         return None
     access: str | None = None
@@ -38,12 +46,13 @@ async def reconcile(context: Context, key: Key) -> float | None:
     try:
         broker = parse(obj)
         access = effective_access(broker)
-        _refuse_unimplemented(access)
+        obj = await _keep_finalizer(context, key, obj, access)
         target = await read_target(context, broker)
-        again = await _connect(context, key, target)
+        again = await _bring_about(context, key, obj, broker, target)
     except NotReady as outcome:
         if outcome.reason not in _CONNECTION_FAILED:
             await context.pool.drop(key)
+            await context.managements.drop(key)
         status = conditions.FALSE
         reason, message, again = outcome.reason, outcome.message, outcome.again
     else:
@@ -113,12 +122,84 @@ def check_label(secret: Obj, broker: str) -> str:
     )
 
 
-def _refuse_unimplemented(access: str) -> None:
-    if access == PER_CONSUMER:
-        raise NotReady(
-            Reason.NOT_IMPLEMENTED,
-            "access PerConsumer is not implemented yet; set spec.access to Shared",
-        )
+async def _bring_about(context: Context, key: Key, obj: Obj, broker: Broker, target: Target) -> float:
+    """Keep the connection and look at the users: each is tried, the first failure told."""
+    failed: NotReady | None = None
+    again = 0.0
+    try:
+        again = await _connect(context, key, target)
+    except NotReady as outcome:
+        failed = outcome
+    try:
+        await _look_at_users(context, key, obj, broker, target)
+    except NotReady as outcome:
+        failed = failed or outcome
+    if failed is not None:
+        raise failed
+    return again
+
+
+async def _keep_finalizer(context: Context, key: Key, obj: Obj, access: str) -> Obj:
+    """Have our finalizer where there are users to delete, before any is made."""
+    users = context.managements.get(key)
+    left = names.FINALIZER in (obj["metadata"].get("finalizers") or ()) and (users is None or users.accounts)
+    wanted = access == PER_CONSUMER or bool(left)
+    written = await context.kube.set_finalizer(kinds.BROKERS, obj, names.FINALIZER, present=wanted)
+    if written is None:
+        raise NotReady(Reason.DELETING, "gone meanwhile")
+    if written is not obj:
+        context.store[kinds.BROKERS].put(written)
+    return written
+
+
+async def _look_at_users(context: Context, key: Key, obj: Obj, broker: Broker, target: Target) -> None:
+    """See how the broker's users are, delete those nobody wants, have the others' Consumers looked at."""
+    if names.FINALIZER not in (obj["metadata"].get("finalizers") or ()) or broker.management is None:
+        await context.managements.drop(key)
+        return
+    try:
+        before = context.managements.get(key)
+        users, changed = await context.managements.look(key, management_target(context, broker, target))
+        await orphans.sweep(context, key, users)
+    except ManagementError as error:
+        reason = Reason.ACCESS_REFUSED if error.refused else Reason.MANAGEMENT_UNREACHABLE
+        raise NotReady(reason, str(error), context.settings.broker_recheck) from error
+    owners = {broker_users.owner(users.made_from.place, name) for name in changed}
+    concerned = {Key(*owner) for owner in owners if owner is not None}
+    if users is not before:
+        for queue in context.store[kinds.QUEUES].by("broker", key):
+            concerned |= {key_of(one) for one in context.store[kinds.CONSUMERS].by("queue", key_of(queue))}
+    for consumer in sorted(concerned):
+        context.enqueue(Work(kinds.CONSUMERS.plural, consumer))
+
+
+def management_target(context: Context, broker: Broker, target: Target) -> ManagementTarget:
+    """Say what the client of a Broker's management API is made from."""
+    return ManagementTarget(
+        uri=broker.management_uri,
+        vhost=broker.vhost,
+        place=broker_users.Place(context.settings.cluster_id, broker.namespace, broker.name),
+        target=target,
+    )
+
+
+async def _clean_up(context: Context, key: Key, obj: Obj) -> float | None:
+    """Delete the users of a Broker that goes; with its Secret, or with the client that is there already."""
+    users, why, hopeless = context.managements.get(key), "", False
+    try:
+        broker = parse(obj)
+        if broker.management is not None:
+            made_from = management_target(context, broker, await read_target(context, broker))
+            users, _ = await context.managements.look(key, made_from)
+    except NotReady as outcome:
+        why, hopeless = outcome.message, True
+    except ManagementError as error:
+        why, users = str(error), None
+    again = await orphans.clean_up_broker(context, key, obj, users, why, hopeless=hopeless)
+    if again is None:
+        await context.pool.drop(key)
+        await context.managements.drop(key)
+    return again
 
 
 async def _read_secret(context: Context, broker: Broker, name: str, again: float) -> Obj:

@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 from lunaq_operator import compile as compiler
 from lunaq_operator import conditions, explain, kinds, names, render
 from lunaq_operator.conditions import Reason
-from lunaq_operator.reconcile import authorization, code, objects, readiness, resolve
+from lunaq_operator.reconcile import (
+    authorization,
+    code,
+    objects,
+    orphans,
+    readiness,
+    resolve,
+    user,
+    user_secret,
+)
 from lunaq_operator.reconcile.authorization import AUTHORIZED, Authorization
 from lunaq_operator.reconcile.context import NotReady
 from lunaq_operator.references import service_account_of
-from lunaq_operator.resources import SpecError, parse_consumer
+from lunaq_operator.resources import PER_CONSUMER, SpecError, effective_access, parse_consumer
+from lunaq_operator.store import Key
 
 if TYPE_CHECKING:
     from lunaq_operator.reconcile.context import Context
     from lunaq_operator.reconcile.readiness import Ready
     from lunaq_operator.resources import Broker, Consumer, Queue
-    from lunaq_operator.store import Key, Obj
+    from lunaq_operator.store import Obj
 
 
 @dataclass(slots=True)
@@ -33,6 +43,10 @@ class Findings:
     not_authorized: str = ""
     permissions: dict[str, Any] | None = None
     digest: str = ""
+    broker: str = ""
+    user: str | None = None
+    """Its user at the broker, empty where it has none, None where that was not found out."""
+
     deployment: Obj | None = None
     again: float | None = None
 
@@ -42,7 +56,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     obj = context.store[kinds.CONSUMERS].get(*key)
     if obj is None or obj["metadata"].get("deletionTimestamp"):
         _forget(context, key)
-        return None
+        return await orphans.clean_up_consumer(context, key, obj) if obj is not None else None
     found = Findings(deployment=context.store[kinds.DEPLOYMENTS].get(key.namespace, key.name))
     try:
         consumer = _parse(obj)
@@ -64,14 +78,27 @@ def _parse(obj: Obj) -> Consumer:
 
 async def _bring_about(context: Context, key: Key, obj: Obj, consumer: Consumer, found: Findings) -> Ready:
     """Apply what is wanted as far as it can be worked out; returns what `Ready` is then."""
+    wanted_user = await _widen(context, key, obj, consumer)
     policy = await _apply_policy(context, key, obj, consumer, found)
-    queue_obj, queue, broker = _resolve(context, consumer)
+    try:
+        queue_obj, queue, broker = _resolve(context, consumer)
+        provided = await _provide_user(context, key, obj, broker, wanted_user, found)
+    except NotReady as outcome:
+        if outcome.revokes:
+            found.user = ""
+            found.again = _sooner(found.again, await user.revoke(context, key))
+        raise
     source = await code.read(context, consumer)
     if code.reads_config_maps(consumer):
         found.again = _sooner(found.again, context.settings.source_recheck)
     code.check(context, consumer, source)
     entries = _entries(context, consumer, queue, broker, source)
-    wanted, replicas = _objects(context, consumer, broker, entries, queue_obj, found)
+    credentials = (
+        (broker.runtime_credentials_secret_ref or broker.credentials_secret_ref).name
+        if provided is None
+        else names.credentials_secret_name(consumer.name)
+    )
+    wanted, replicas = _objects(context, consumer, credentials, entries, queue_obj, found)
     for manifest in wanted:
         applied, _ = await objects.apply(context, consumer, manifest)
         if manifest["kind"] == kinds.DEPLOYMENTS.kind:
@@ -80,6 +107,8 @@ async def _bring_about(context: Context, key: Key, obj: Obj, consumer: Consumer,
     await objects.prune(context, consumer, [*wanted, policy])
     if found.not_authorized:
         raise NotReady(Reason.NOT_AUTHORIZED, found.not_authorized)
+    if provided is not None and provided.problem is not None:
+        raise provided.problem
     if not resolve.is_ready(queue_obj):
         raise NotReady(Reason.QUEUE_NOT_READY, f"Queue {queue.id} is not Ready; its status says why")
     assert found.deployment is not None  # noqa: S101 - it is among the wanted
@@ -124,11 +153,53 @@ async def _nudge(context: Context, key: Key, consumer: Consumer) -> None:
     checksum = context.memory.nudge.get(key)
     if checksum is None:
         return
-    selector = ",".join(f"{name}={value}" for name, value in names.selector_labels(consumer.name).items())
-    for pod in await context.kube.list(kinds.PODS, consumer.namespace, selector):
-        changes = {"metadata": {"annotations": {names.ANNOTATION_POLICY: checksum}}}
-        await context.kube.patch(kinds.PODS, pod, changes)
+    await objects.annotate_pods(context, consumer, names.ANNOTATION_POLICY, checksum)
     del context.memory.nudge[key]
+
+
+async def _widen(context: Context, key: Key, obj: Obj, consumer: Consumer) -> user.Wanted | None:
+    """Work out what the Consumer's broker user is to have, and give it more first: then tell the runtime.
+
+    None where it has no user of its own, or its references cannot be followed.
+    """
+    try:
+        queue_obj, queue, broker = _resolve(context, consumer)
+    except NotReady:
+        return None
+    if effective_access(broker) != PER_CONSUMER:
+        return None
+    derived = context.rbac().derive(key.namespace, key.name, service_account_of(obj))
+    wanted = user.Wanted(obj, consumer, queue, queue_obj, broker, derived.policy)
+    await user.widen(context, wanted)
+    return wanted
+
+
+async def _provide_user(
+    context: Context, key: Key, obj: Obj, broker: Broker, wanted: user.Wanted | None, found: Findings
+) -> user.Provided | None:
+    """Give the Consumer a broker user of its own, None where pods share the Broker's credentials."""
+    finalizers = obj["metadata"].get("finalizers") or ()
+    found.broker = str(Key(broker.namespace, broker.name))
+    if wanted is None:
+        found.user = ""
+        used = any(users.of(key) for users in context.managements.all())
+        if names.FINALIZER in finalizers and not used:
+            await user_secret.delete(context, parse_consumer(obj))
+            await _set_finalizer(context, obj, present=False)
+        return None
+    await _set_finalizer(context, obj, present=True)
+    provided = await user.provide(context, wanted)
+    found.user = provided.username
+    found.again = _sooner(found.again, provided.again)
+    return provided
+
+
+async def _set_finalizer(context: Context, obj: Obj, *, present: bool) -> None:
+    written = await context.kube.set_finalizer(kinds.CONSUMERS, obj, names.FINALIZER, present=present)
+    if written is None:
+        raise NotReady(Reason.DELETING, "gone meanwhile")
+    if written is not obj:
+        context.store[kinds.CONSUMERS].put(written)
 
 
 def _resolve(context: Context, consumer: Consumer) -> tuple[Obj, Queue, Broker]:
@@ -143,13 +214,16 @@ def _resolve(context: Context, consumer: Consumer) -> tuple[Obj, Queue, Broker]:
     try:
         queue = resolve.queue_of(obj)
         broker = resolve.broker_for(context.store, queue)
+        resolve.refuse_conflict(context.store, obj, queue)
     except NotReady as outcome:
-        raise NotReady(Reason.QUEUE_NOT_READY, f"Queue {ref.name}: {outcome.message}") from outcome
+        text = f"Queue {ref.name}: {outcome.message}"
+        raise NotReady(Reason.QUEUE_NOT_READY, text, revokes=outcome.revokes) from outcome
     if not resolve.admits(broker, consumer.namespace, context.store):
         raise NotReady(
             Reason.NOT_ALLOWED,
             f"Broker {broker.id} does not admit namespace {consumer.namespace}; its "
             "spec.allowedNamespaces decides",
+            revokes=True,
         )
     return obj, queue, broker
 
@@ -181,7 +255,7 @@ def _parsed(obj: Obj) -> Queue | None:
 
 
 def _objects(
-    context: Context, consumer: Consumer, broker: Broker, entries: str, queue: Obj, found: Findings
+    context: Context, consumer: Consumer, credentials: str, entries: str, queue: Obj, found: Findings
 ) -> tuple[list[Obj], int]:
     """Return all objects but the policy, in the order in which they are needed, and the replicas."""
     settings = context.settings
@@ -189,11 +263,10 @@ def _objects(
     # Pods that run go on without the operator's broker connection; new ones wait for their queue.
     startable = found.deployment is not None or resolve.is_ready(queue)
     replicas = render.wanted_replicas(consumer, runnable=found.authorization.runnable and startable)
-    credentials = broker.runtime_credentials_secret_ref or broker.credentials_secret_ref
     deployment = render.deployment(
         consumer,
         entries=entries,
-        credentials_secret=credentials.name,
+        credentials_secret=credentials,
         runtime=render.Runtime(
             image=settings.runtime_image,
             image_pull_policy=settings.runtime_image_pull_policy,
@@ -228,6 +301,8 @@ async def _write(context: Context, obj: Obj, ready: Ready, found: Findings) -> N
         "queue": f"{namespace}/{ref.get('name')}",
         "queueID": f"{namespace}:{ref.get('name')}",
         "serviceAccountName": service_account_of(obj),
+        "broker": found.broker or old.get("broker"),
+        "brokerUser": old.get("brokerUser") if found.user is None else found.user or None,
         "selector": ",".join(f"{name}={value}" for name, value in labels.items()),
         "replicas": deployment.get("replicas") or 0,
         "readyReplicas": deployment.get("readyReplicas") or 0,
@@ -247,6 +322,7 @@ def _forget(context: Context, key: Key) -> None:
     memory.derived.pop(key, None)
     memory.nudge.pop(key, None)
     memory.checked.pop(key, None)
+    memory.told.pop(key, None)
     for kind, name in (
         (kinds.DEPLOYMENTS, names.deployment_name(key.name)),
         (kinds.CONFIG_MAPS, names.entries_config_map_name(key.name)),

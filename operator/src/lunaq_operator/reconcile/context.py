@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lunaq_operator.kinds import Kind
     from lunaq_operator.kube import Kube
     from lunaq_operator.rbac import Derived
+    from lunaq_operator.reconcile.managements import Managements
     from lunaq_operator.reconcile.pool import Pool
     from lunaq_operator.settings import Settings
     from lunaq_operator.store import Key, Obj, Store
@@ -31,13 +32,19 @@ _UNEVENTFUL = frozenset({Reason.PROGRESSING, Reason.DELETING})
 
 
 class NotReady(Exception):  # noqa: N818 - an outcome that ends a reconcile early, not a mistake
-    """The object cannot do its work: why, and when to look again (seconds, None: when something changes)."""
+    """The object cannot do its work: why, and when to look again (seconds, None: when something changes).
 
-    def __init__(self, reason: Reason, message: str, again: float | None = None) -> None:
+    `revokes`: nor may it go on with what it was given at the broker before.
+    """
+
+    def __init__(
+        self, reason: Reason, message: str, again: float | None = None, *, revokes: bool = False
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.again = again
+        self.revokes = revokes
 
 
 class Wait(Exception):  # noqa: N818 - an outcome, as above
@@ -84,6 +91,9 @@ class Memory:
     derived: dict[Key, Derived] = field(default_factory=dict)
     """By Consumer: the policy that RBAC gave it last."""
 
+    told: dict[Key, str] = field(default_factory=dict)
+    """By Consumer: the credentials, by their time, that its pods were told of."""
+
 
 @dataclass(slots=True)
 class Context:
@@ -93,6 +103,7 @@ class Context:
     kube: Kube
     recorder: Recorder
     pool: Pool
+    managements: Managements
     settings: Settings
     enqueue: Callable[..., None]
     """`WorkQueue.add`."""

@@ -66,6 +66,13 @@ async def prune(context: Context, consumer: Consumer, wanted: list[Obj]) -> None
                 await context.kube.delete(kind, obj)
 
 
+async def annotate_pods(context: Context, consumer: Consumer, annotation: str, value: str) -> None:
+    """Patch an annotation onto the Consumer's pods, at which their kubelet syncs what they mount."""
+    selector = ",".join(f"{name}={text}" for name, text in names.selector_labels(consumer.name).items())
+    for pod in await context.kube.list(kinds.PODS, consumer.namespace, selector):
+        await context.kube.patch(kinds.PODS, pod, {"metadata": {"annotations": {annotation: value}}})
+
+
 def as_applied(live: Obj, wanted: Obj, checksum: str, applied: tuple[str, str] | None) -> bool:
     """Tell whether a live object is as wanted.
 

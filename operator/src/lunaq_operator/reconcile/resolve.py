@@ -13,13 +13,7 @@ from lunaq_operator import conditions, kinds
 from lunaq_operator.conditions import Reason
 from lunaq_operator.reconcile.context import NotReady
 from lunaq_operator.references import broker_of, claim_of
-from lunaq_operator.resources import (
-    PER_CONSUMER,
-    SpecError,
-    effective_access,
-    parse_broker,
-    parse_queue,
-)
+from lunaq_operator.resources import SpecError, parse_broker, parse_queue
 from lunaq_operator.store import Key, key_of, uid_of
 from lunaq_runtime import ids
 
@@ -28,7 +22,7 @@ if TYPE_CHECKING:
     from lunaq_operator.store import Obj, Store
     from lunaq_runtime.brokers.base import BrokerError
 
-_DERIVED = re.compile(r"(?P<base>.+)\.(dead|retry\.\d+)\Z")
+_DERIVED = re.compile(r"(?P<base>.+)\.(x|dead|retry|retry\.\d+)\Z")
 
 _BROKER_REASONS = {
     "connection": Reason.BROKER_UNREACHABLE,
@@ -66,15 +60,13 @@ def broker_for(store: Store, queue: Queue) -> Broker:
             Reason.NOT_ALLOWED,
             f"Broker {ref.namespace}/{ref.name} does not admit namespace {queue.namespace}; "
             "its spec.allowedNamespaces decides",
+            revokes=True,
         )
     if queue.queue_name and queue.namespace != broker.namespace:
         raise NotReady(
             Reason.NOT_ALLOWED,
             f"spec.queueName is allowed only in the Broker's own namespace {broker.namespace}; remove it",
-        )
-    if effective_access(broker) == PER_CONSUMER:
-        raise NotReady(
-            Reason.BROKER_NOT_READY, f"Broker {ref.name} has access PerConsumer, which is not implemented yet"
+            revokes=True,
         )
     return broker
 
@@ -122,6 +114,7 @@ def refuse_conflict(store: Store, obj: Obj, queue: Queue) -> None:
                 Reason.CONFLICT,
                 f"Queue {owner} is older and claims {claim_of(other)[1]} on the same Broker; "
                 f"nothing is declared for this one; delete one of them, or choose another spec.queueName",
+                revokes=True,
             )
 
 
@@ -131,6 +124,9 @@ def rivals(store: Store, obj: Obj, queue: Queue) -> list[Obj]:
     overlapping = {
         name,
         ids.dead_queue_name(name),
+        # Of exchanges, but permissions at the broker go by name alone.
+        ids.exchange_name(name),
+        ids.retry_exchange_name(name),
         *(ids.retry_queue_name(name, delay) for delay in queue.retry.delays),
     }
     derived = _DERIVED.match(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from lunaq_operator import names
 from lunaq_operator.resources.fields import Fields, SpecError
@@ -76,11 +76,26 @@ class Broker(Resource):
 
         The operator runs elsewhere, where DNS would look for that Service in the operator's namespace.
         """
-        address = urlsplit(self.uri).netloc
-        host, colon, port = address.partition(":")
-        if address.startswith("[") or "." in host or host == "localhost":
-            return self.uri
-        return self.uri.replace(f"://{address}", f"://{host}.{self.namespace}.svc{colon}{port}", 1)
+        return _from_everywhere(self.uri, self.namespace)
+
+    @property
+    def management_uri(self) -> str:
+        """The management API's URI that works from every namespace, empty where there is none."""
+        return _from_everywhere(self.management.uri, self.namespace) if self.management else ""
+
+    @property
+    def vhost(self) -> str:
+        """The virtual host that `uri` names; without one it is `/`, as for the AMQP connection."""
+        path = urlsplit(self.uri).path
+        return unquote(path[1:]) if path[1:] else "/"
+
+
+def _from_everywhere(uri: str, namespace: str) -> str:
+    address = urlsplit(uri).netloc
+    host, colon, port = address.partition(":")
+    if address.startswith("[") or "." in host or host == "localhost":
+        return uri
+    return uri.replace(f"://{address}", f"://{host}.{namespace}.svc{colon}{port}", 1)
 
 
 def effective_access(broker: Broker) -> str:

@@ -50,11 +50,14 @@ def test_an_unreachable_broker_is_told_without_stalling(app):
     assert app.condition("broker", "main", "Stalled")["status"] == "False"
 
 
-def test_per_consumer_access_says_that_it_is_not_implemented(app):
+def test_per_consumer_access_needs_a_management_api_that_answers(app):
     app.secret()
-    app.broker(management={"uri": app.rabbitmq.management_uri})
-    app.wait_reason("broker", "main", "NotImplemented")
-    assert app.condition("broker", "main", "Stalled")["status"] == "True"
+    app.broker(management={"uri": "http://127.0.0.1:9"})
+    ready = app.wait_reason("broker", "main", "ManagementUnreachable")
+    assert "127.0.0.1:9" in ready["message"]
+    app.own_users()
+    app.wait_ready("broker", "main")
+    assert app.get("broker", "main")["status"]["access"] == "PerConsumer"
 
 
 def test_a_transition_is_told_by_an_event(app):

@@ -5,7 +5,7 @@ import re
 import aiormq
 import pytest
 
-from harness.waiting import eventually
+from harness.waiting import eventually, wait_for
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -86,3 +86,101 @@ async def eventually_writes(app, name):
 
 async def _is(value):
     return value
+
+
+async def test_a_user_that_somebody_deleted_changed_or_widened_is_repaired(running):
+    username, password = running.credentials()
+    running.rabbitmq.api("DELETE", f"/users/{username}")
+    await eventually(lambda: _is(username in running.users()), "the user to be there again")
+    await (await connect(running, username, password)).close()
+
+    running.rabbitmq.api("PUT", f"/users/{username}", {"password": "guessed", "tags": "administrator"})
+    await eventually(lambda: _is(_tags(running, username) == ["lunaq"]), "the tags to be taken")
+    await (await connect(running, username, password)).close()
+    with pytest.raises(aiormq.exceptions.ProbableAuthenticationError):
+        await connect(running, username, "guessed")
+
+    vhost = running.rabbitmq.new_vhost()
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    before = running.users()
+    for one in (running.vhost, vhost):
+        running.rabbitmq.api("PUT", f"/permissions/{one}/{username}", everything)
+    connection = await connect(running)
+    await eventually(lambda: _is(running.users() == before), "the permissions to be as they were")
+    await eventually(lambda: _is(closed(connection)), "the connection to be closed")
+    permissions = running.rabbitmq.api("GET", f"/users/{username}/permissions")
+    assert [one["vhost"] for one in permissions] == [running.vhost]
+    running.rabbitmq.delete_vhost(vhost)
+    assert "Healed" in running.reasons_told("Consumer", "worker")
+
+
+async def test_a_rotation_leaves_the_old_user_to_who_is_connected_and_then_deletes_it(running):
+    old = running.credentials()
+    connection = await connect(running)
+    running.kubectl("annotate", "consumer", "worker", "lunaq.dev/rotate=now")
+    new = await eventually(lambda: _is((now := running.credentials()) != old and now), "the Secret to change")
+    assert new[0] != old[0]
+    successor = await connect(running)
+    settled = running.rabbitmq.api("GET", "/overview")["rabbitmq_version"]
+    assert settled
+    await (await connect(running, *old)).close()
+    assert not closed(connection)
+    assert set(running.users()) == {old[0], new[0]}
+    await connection.close()
+    await eventually(lambda: _is(set(running.users()) == {new[0]}), "the old user to be deleted")
+    assert not closed(successor)
+    await successor.close()
+    await eventually(
+        lambda: _is("CredentialsRotated" in running.reasons_told("Consumer", "worker")), "an event"
+    )
+
+
+async def test_a_secret_that_was_deleted_is_written_anew_for_another_user(running):
+    old = running.credentials()
+    running.kubectl("delete", "secret", "worker.broker")
+    new = await eventually(lambda: _is(running.credentials()), "a new Secret")
+    assert new[0] != old[0]
+    await (await connect(running)).close()
+    await eventually(lambda: _is(set(running.users()) == {new[0]}), "the old user to be deleted")
+
+
+async def test_a_consumer_that_is_deleted_takes_its_user_along(running):
+    assert running.get("consumer", "worker")["metadata"]["finalizers"] == ["lunaq.dev/cleanup"]
+    connection = await connect(running)
+    running.kubectl("delete", "consumer", "worker", "--wait=false")
+    await eventually(lambda: _is(running.get("deployment", "worker") is None), "the pods to be ended")
+    assert not closed(connection)
+    assert running.users()
+    await connection.close()
+    await eventually(lambda: _is(running.get("consumer", "worker") is None), "the Consumer to go")
+    assert running.users() == {}
+
+
+def test_a_broker_that_is_deleted_takes_all_its_users_along(running):
+    assert running.users()
+    running.kubectl("delete", "broker", "main", "--timeout=40s")
+    assert running.users() == {}
+    running.wait_reason("consumer", "worker", "QueueNotReady")
+
+
+def test_users_go_when_the_access_becomes_shared(running):
+    running.ours(
+        "Broker",
+        "main",
+        {
+            "uri": running.rabbitmq.bare_uri(running.vhost),
+            "access": "Shared",
+            "credentialsSecretRef": {"name": "rabbit"},
+        },
+    )
+    running.wait_reason("consumer", "worker", "Progressing")
+    wait_for(lambda: running.users() == {}, "the user to be deleted")
+    wait_for(lambda: not running.get("broker", "main")["metadata"].get("finalizers"), "the Broker to be free")
+    wait_for(
+        lambda: not running.get("consumer", "worker")["metadata"].get("finalizers"), "the Consumer to be free"
+    )
+    assert running.get("secret", "worker.broker") is None
+
+
+def _tags(app, username):
+    return app.rabbitmq.api("GET", f"/users/{username}")["tags"]

@@ -13,6 +13,7 @@ from lunaq_operator import compile as compiler
 from lunaq_operator import conditions, explain, kinds, names, render
 from lunaq_operator.conditions import Reason
 from lunaq_operator.reconcile import (
+    access,
     authorization,
     code,
     objects,
@@ -20,19 +21,19 @@ from lunaq_operator.reconcile import (
     readiness,
     resolve,
     user,
-    user_secret,
 )
 from lunaq_operator.reconcile.authorization import AUTHORIZED, Authorization
 from lunaq_operator.reconcile.context import NotReady
 from lunaq_operator.references import service_account_of
-from lunaq_operator.resources import PER_CONSUMER, SpecError, effective_access, parse_consumer
-from lunaq_operator.store import Key
+from lunaq_operator.resources import SpecError, parse_consumer
 
 if TYPE_CHECKING:
     from lunaq_operator.reconcile.context import Context
     from lunaq_operator.reconcile.readiness import Ready
     from lunaq_operator.resources import Broker, Consumer, Queue
-    from lunaq_operator.store import Obj
+    from lunaq_operator.store import Key, Obj
+
+    Resolved = tuple[Obj, Queue, Broker]
 
 
 @dataclass(slots=True)
@@ -78,27 +79,18 @@ def _parse(obj: Obj) -> Consumer:
 
 async def _bring_about(context: Context, key: Key, obj: Obj, consumer: Consumer, found: Findings) -> Ready:
     """Apply what is wanted as far as it can be worked out; returns what `Ready` is then."""
-    wanted_user = await _widen(context, key, obj, consumer)
+    resolved = _resolve_or_not(context, consumer)
+    if not isinstance(resolved, NotReady):
+        # What the broker allows grows before the runtime is told, and shrinks after that.
+        await user.widen(context, _wanted_user(context, obj, consumer, *resolved))
     policy = await _apply_policy(context, key, obj, consumer, found)
-    try:
-        queue_obj, queue, broker = _resolve(context, consumer)
-        provided = await _provide_user(context, key, obj, broker, wanted_user, found)
-    except NotReady as outcome:
-        if outcome.revokes:
-            found.user = ""
-            found.again = _sooner(found.again, await user.revoke(context, key))
-        raise
+    queue_obj, queue, broker, provided = await _provide_access(context, key, obj, consumer, resolved, found)
     source = await code.read(context, consumer)
     if code.reads_config_maps(consumer):
         found.again = _sooner(found.again, context.settings.source_recheck)
     code.check(context, consumer, source)
     entries = _entries(context, consumer, queue, broker, source)
-    credentials = (
-        (broker.runtime_credentials_secret_ref or broker.credentials_secret_ref).name
-        if provided is None
-        else names.credentials_secret_name(consumer.name)
-    )
-    wanted, replicas = _objects(context, consumer, credentials, entries, queue_obj, found)
+    wanted, replicas = _objects(context, consumer, provided.secret, entries, queue_obj, found)
     for manifest in wanted:
         applied, _ = await objects.apply(context, consumer, manifest)
         if manifest["kind"] == kinds.DEPLOYMENTS.kind:
@@ -107,7 +99,7 @@ async def _bring_about(context: Context, key: Key, obj: Obj, consumer: Consumer,
     await objects.prune(context, consumer, [*wanted, policy])
     if found.not_authorized:
         raise NotReady(Reason.NOT_AUTHORIZED, found.not_authorized)
-    if provided is not None and provided.problem is not None:
+    if provided.problem is not None:
         raise provided.problem
     if not resolve.is_ready(queue_obj):
         raise NotReady(Reason.QUEUE_NOT_READY, f"Queue {queue.id} is not Ready; its status says why")
@@ -157,52 +149,42 @@ async def _nudge(context: Context, key: Key, consumer: Consumer) -> None:
     del context.memory.nudge[key]
 
 
-async def _widen(context: Context, key: Key, obj: Obj, consumer: Consumer) -> user.Wanted | None:
-    """Work out what the Consumer's broker user is to have, and give it more first: then tell the runtime.
+def _wanted_user(
+    context: Context, obj: Obj, consumer: Consumer, queue_obj: Obj, queue: Queue, broker: Broker
+) -> user.Wanted:
+    derived = context.rbac().derive(consumer.namespace, consumer.name, service_account_of(obj))
+    return user.Wanted(obj, consumer, queue, queue_obj, broker, derived.policy)
 
-    None where it has no user of its own, or its references cannot be followed.
-    """
+
+async def _provide_access(
+    context: Context, key: Key, obj: Obj, consumer: Consumer, resolved: Resolved | NotReady, found: Findings
+) -> tuple[Obj, Queue, Broker, access.Access]:
+    """Bring about what pods log in with; takes it from them where it is no longer theirs."""
     try:
-        queue_obj, queue, broker = _resolve(context, consumer)
-    except NotReady:
-        return None
-    if effective_access(broker) != PER_CONSUMER:
-        return None
-    derived = context.rbac().derive(key.namespace, key.name, service_account_of(obj))
-    wanted = user.Wanted(obj, consumer, queue, queue_obj, broker, derived.policy)
-    await user.widen(context, wanted)
-    return wanted
-
-
-async def _provide_user(
-    context: Context, key: Key, obj: Obj, broker: Broker, wanted: user.Wanted | None, found: Findings
-) -> user.Provided | None:
-    """Give the Consumer a broker user of its own, None where pods share the Broker's credentials."""
-    finalizers = obj["metadata"].get("finalizers") or ()
-    found.broker = str(Key(broker.namespace, broker.name))
-    if wanted is None:
-        found.user = ""
-        used = any(users.of(key) for users in context.managements.all())
-        if names.FINALIZER in finalizers and not used:
-            await user_secret.delete(context, parse_consumer(obj))
-            await _set_finalizer(context, obj, present=False)
-        return None
-    await _set_finalizer(context, obj, present=True)
-    provided = await user.provide(context, wanted)
+        if isinstance(resolved, NotReady):
+            raise resolved
+        wanted = _wanted_user(context, obj, consumer, *resolved)
+        found.broker = str(wanted.broker_key)
+        provided = await access.provide(context, key, wanted)
+    except NotReady as outcome:
+        if outcome.revokes:
+            found.user = ""
+            found.again = _sooner(found.again, await user.revoke(context, key))
+        raise
     found.user = provided.username
     found.again = _sooner(found.again, provided.again)
-    return provided
+    return (*resolved, provided)
 
 
-async def _set_finalizer(context: Context, obj: Obj, *, present: bool) -> None:
-    written = await context.kube.set_finalizer(kinds.CONSUMERS, obj, names.FINALIZER, present=present)
-    if written is None:
-        raise NotReady(Reason.DELETING, "gone meanwhile")
-    if written is not obj:
-        context.store[kinds.CONSUMERS].put(written)
+def _resolve_or_not(context: Context, consumer: Consumer) -> Resolved | NotReady:
+    """Follow the references once, for all of a pass; what stands against it is told later."""
+    try:
+        return _resolve(context, consumer)
+    except NotReady as outcome:
+        return outcome
 
 
-def _resolve(context: Context, consumer: Consumer) -> tuple[Obj, Queue, Broker]:
+def _resolve(context: Context, consumer: Consumer) -> Resolved:
     """Follow the reference to Queue and Broker, both of which must admit the Consumer's namespace."""
     ref = consumer.queue_ref
     obj = context.store[kinds.QUEUES].get(ref.namespace, ref.name)

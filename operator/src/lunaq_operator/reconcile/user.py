@@ -16,7 +16,7 @@ from lunaq_operator import broker_users, events, kinds, names
 from lunaq_operator.broker_users import Do, Grants, Seen
 from lunaq_operator.conditions import Reason
 from lunaq_operator.management import ManagementError
-from lunaq_operator.reconcile import objects, resolve, user_secret
+from lunaq_operator.reconcile import clashes, objects, resolve, user_secret
 from lunaq_operator.reconcile.context import NotReady
 from lunaq_operator.store import Key
 from lunaq_runtime import ids
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lunaq_operator.reconcile.user_secret import Kept
     from lunaq_operator.resources import Broker, Consumer, Queue
     from lunaq_operator.store import Obj
-    from lunaq_runtime.brokers.base import Broker as AmqpBroker
     from lunaq_runtime.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class Provided:
 async def widen(context: Context, wanted: Wanted) -> None:
     """Give more rights before the runtime is told of them, where nothing else is to do; errors can wait."""
     users = context.managements.get(wanted.broker_key)
-    if users is None or not resolve.is_ready(wanted.queue_obj):
+    if users is None or users.retired or not resolve.is_ready(wanted.queue_obj):
         return
     grants, _ = _grants(context, wanted)
     for name, account in users.of(Key(*wanted.consumer.key)).items():
@@ -76,7 +75,7 @@ async def widen(context: Context, wanted: Wanted) -> None:
         if before is None or before == grants or dict(account.permissions) != {users.vhost: before.texts()}:
             continue
         try:
-            if grants.covers(before) and not await _clash(context, wanted, users, grants):
+            if grants.covers(before) and not await clashes.find(context, wanted.broker_key, users, grants):
                 await users.grant(name, grants)
         except (ManagementError, BrokerError) as error:
             log.info("Consumer %s: its rights are widened later: %s", wanted.consumer.id, error)
@@ -135,7 +134,7 @@ async def _settle(context: Context, wanted: Wanted, users: Users, kept: Kept) ->
     """Take steps until there is none."""
     grants, problem = _grants(context, wanted)
     _refuse_unready(wanted, users, grants)
-    clash = await _clash(context, wanted, users, grants)
+    clash = await clashes.find(context, wanted.broker_key, users, grants)
     if clash:
         raise NotReady(Reason.CONFLICT, clash, context.settings.queue_recheck, revokes=True)
     for _ in range(_MOST_STEPS):
@@ -168,7 +167,8 @@ def _grants(context: Context, wanted: Wanted) -> tuple[Grants, NotReady | None]:
         f"RBAC lets it publish to {len(grants.exchanges)} Queues by name, more than a broker's permission "
         "can hold, so it may publish to none of them; grant them without resourceNames"
     )
-    own = tuple(name for name in grants.exchanges if _is_own(wanted, name))
+    retry = ids.retry_exchange_name(queue.broker_side_name)
+    own = tuple(name for name in grants.exchanges if name == retry)
     return replace(grants, exchanges=own), NotReady(Reason.POLICY_TOO_LARGE, text)
 
 
@@ -197,46 +197,6 @@ def _refuse_unready(wanted: Wanted, users: Users, grants: Grants) -> None:
     if not any(read == texts.read for account in accounts for texts in account.permissions.values()):
         text = f"Queue {wanted.queue.id} is not Ready; its status says why"
         raise NotReady(Reason.QUEUE_NOT_READY, text, _SOON)
-
-
-async def _clash(context: Context, wanted: Wanted, users: Users, grants: Grants) -> str:
-    """Say which name that is about to be granted also is that of an object of the other kind.
-
-    RabbitMQ would then let the user read from an exchange, or write to a queue: enough to bind one to the
-    other, and a binding outlives its user. Names with a colon are only ever declared by operators.
-    """
-    pooled = context.pool.get(wanted.broker_key)
-    if pooled is None or not pooled.broker.connected:
-        return ""  # the Queue is Ready, so this is short
-    wishes = [("exchange", grants.queue)] if grants.queue is not None else []
-    wishes += [("queue", name) for name in grants.exchanges if ":" not in name or _is_own(wanted, name)]
-    for kind, name in wishes:
-        if (kind, name) in users.checked:
-            continue
-        if await _exists(pooled.broker, kind, name):
-            return (
-                f"the broker also has {'an' if kind == 'exchange' else 'a'} {kind} named {name}, and its "
-                "permissions go by name alone; rename or delete one of them, or set the Broker's access to "
-                "Shared"
-            )
-        users.checked.add((kind, name))
-    return ""
-
-
-def _is_own(wanted: Wanted, exchange: str) -> bool:
-    return exchange == ids.retry_exchange_name(wanted.queue.broker_side_name)
-
-
-async def _exists(broker: AmqpBroker, kind: str, name: str) -> bool:
-    if kind == "exchange":
-        return await broker.exchange_exists(name)
-    try:
-        await broker.queue_info(name)
-    except BrokerError as error:
-        if error.reason != "queue_not_found":
-            raise
-        return False
-    return True
 
 
 def _seen(

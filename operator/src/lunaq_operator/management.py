@@ -7,6 +7,7 @@ credentials to another place; a password is sent as a hash, and nothing secret i
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -74,7 +75,8 @@ class HttpManagement:
 
     def __init__(self, uri: str, target: Target) -> None:
         self._base = f"{uri.rstrip('/')}/api"
-        self._auth = aiohttp.BasicAuth(target.username, target.password, encoding="utf-8")
+        credentials = base64.b64encode(f"{target.username}:{target.password}".encode()).decode()
+        self._headers = {"User-Agent": names.FIELD_MANAGER, "Authorization": f"Basic {credentials}"}
         self._tls = tls_context(target) if uri.startswith("https:") else None
         self._session: aiohttp.ClientSession | None = None
 
@@ -131,10 +133,9 @@ class HttpManagement:
         """Return the decoded answer; an empty success is an empty dict, a missing object None."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                auth=self._auth,
                 timeout=_TIMEOUT,
                 connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
-                headers={"User-Agent": names.FIELD_MANAGER},
+                headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         what = f"{method} {self._base}{path}"

@@ -1,4 +1,4 @@
-"""What a Consumer's pods log in with: the Broker's credentials, or a user of its own; called by `consumer`."""
+"""What a Consumer's pods log in with: the Broker's credentials, or a user of its own; for `consumer`."""
 
 from __future__ import annotations
 

@@ -36,9 +36,8 @@ async def find(context: Context, broker: Key, users: Users, grants: Grants) -> s
             continue
         if await _exists(pooled.broker, kind, name):
             return (
-                f"the broker has {'an' if kind == 'exchange' else 'a'} {kind} named {name} beside the "
-                f"{'queue' if kind == 'exchange' else 'exchange'} of that name, and its permissions go by name "
-                "alone; rename or delete one of them, or set the Broker's access to Shared"
+                f"the broker has an exchange and a queue named {name}, and its permissions go by name alone; "
+                "rename or delete one of them, or set the Broker's access to Shared"
             )
         users.checked.add((kind, name))
     return ""

@@ -10,6 +10,7 @@ import pytest
 from harness.apiserver import ApiServer
 from harness.broker import Broker
 from harness.broker_pod import BrokerPod
+from harness.fleet import Fleet
 from harness.images import images_of_environment
 from harness.kubernetes import Cluster, external_kubeconfig
 from harness.node import Node
@@ -20,6 +21,7 @@ from harness.rabbitmq import RabbitMQ, broker_of_environment
 _MARKERS = {
     "rabbitmq": "rabbitmq",
     "restartable_rabbitmq": "rabbitmq",
+    "fleet": "rabbitmq",
     "apiserver": "apiserver",
     "node": "pods",
 }
@@ -50,6 +52,16 @@ def rabbitmq() -> Iterator[Broker]:
         yield node
     finally:
         node.stop()
+
+
+@pytest.fixture(scope="session")
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """The brokers of the conformance suite; those that selected tests name start side by side."""
+    fleet = Fleet({name for item in request.session.items for name in Fleet.named(item.nodeid)})
+    try:
+        yield fleet
+    finally:
+        fleet.stop()
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""A RabbitMQ node of the tests' own, from the Debian package, beside any other that runs on this machine.
+"""A RabbitMQ node of the tests' own, beside any other that runs on this machine.
 
-Called by the fixtures `rabbitmq` and `restartable_rabbitmq`. With LUNAQ_TEST_AMQP_URI and
-LUNAQ_TEST_MANAGEMENT_URI set, `rabbitmq` is that broker instead, and nothing is started.
+Its program is the installed Debian package, or a newer one in a root file system of its own that
+scripts/setup-brokers made. Called by the fixtures. With LUNAQ_TEST_AMQP_URI and LUNAQ_TEST_MANAGEMENT_URI
+set, `rabbitmq` is that broker instead, and nothing is started.
 """
 
 import http.client
@@ -12,12 +13,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from harness.broker import Broker
 from harness.processes import Process, accepts, free_port, speaks_amqp
-from harness.toolchain import MissingToolError, system_program
+from harness.qpid import Qpid
+from harness.toolchain import MissingToolError, rabbitmq_root, system_program
 from harness.waiting import wait_for
 
 _SERVER_BIN = Path("/usr/lib/rabbitmq/bin")
@@ -37,18 +40,42 @@ log.file.level = info
 """
 
 
+# Inside a root file system the node's folder has a name of its own, and /proc and /dev are this machine's.
+# All of it is in a mount table that ends with the process.
+_FOLDER_INSIDE = Path("/mnt")
+_ENTER = """
+set -e
+mount --make-rprivate /
+mount -t proc proc "$1/proc"
+mount --rbind /dev "$1/dev"
+mount --bind "$2" "$1/mnt"
+root=$1; shift 2
+exec chroot "$root" "$@"
+"""
+
+
 class RabbitMQ(Broker):
     """One node on 127.0.0.1 with the plugins management and prometheus, its data in a temporary folder.
 
     Args:
-        settings: more lines for rabbitmq.conf.
+        settings: more lines for rabbitmq.conf; `{folder}` is the node's folder as the node sees it.
+        suite: the Debian suite whose RabbitMQ runs, in a root file system; empty for the installed package.
+        plugins: to be enabled beside management and prometheus.
+        files: more files in the node's folder, by name.
 
     Attributes:
         prometheus_port: of `/metrics`.
     """
 
-    def __init__(self, settings: str = "") -> None:
-        if not (_SERVER_BIN / "rabbitmq-server").exists():
+    def __init__(
+        self,
+        settings: str = "",
+        suite: str = "",
+        plugins: Sequence[str] = (),
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self._root = rabbitmq_root(suite) if suite else None
+        if self._root is None and not (_SERVER_BIN / "rabbitmq-server").exists():
             raise MissingToolError(
                 "rabbitmq-server is not installed: run scripts/setup-brokers as root (or make test-broker), "
                 "or set LUNAQ_TEST_AMQP_URI and LUNAQ_TEST_MANAGEMENT_URI to a broker that tests may use"
@@ -59,7 +86,11 @@ class RabbitMQ(Broker):
         )
         self.prometheus_port = free_port()
         self._dir = Path(tempfile.mkdtemp(prefix="lq-rabbitmq-"))
-        (self._dir / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
+        self._seen = self._dir if self._root is None else _FOLDER_INSIDE
+        enabled = ["rabbitmq_management", "rabbitmq_prometheus", *plugins]
+        (self._dir / "enabled_plugins").write_text(f"[{','.join(enabled)}].\n")
+        for name, content in (files or {}).items():
+            (self._dir / name).write_bytes(content)
         (self._dir / "env.conf").touch()
         config = _CONFIG.format(
             amqp=self.port,
@@ -67,37 +98,41 @@ class RabbitMQ(Broker):
             prometheus=self.prometheus_port,
             username=self.username,
             password=self.password,
-            settings=settings,
+            settings=settings.replace("{folder}", str(self._seen)),
         )
         (self._dir / "rabbitmq.conf").write_text(config)
         self._env = self._environment()
-        self._epmd = Process(
-            "epmd",
-            [system_program("epmd", "scripts/setup-brokers"), "-port", self._env["ERL_EPMD_PORT"]],
-            self._dir,
-            self._env,
-        )
+        epmd = "epmd" if self._root else system_program("epmd", "scripts/setup-brokers")
+        epmd_command = self._enter([epmd, "-port", self._env["ERL_EPMD_PORT"]])
+        self._epmd = Process("epmd", epmd_command, self._dir, self._env)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(_OPEN_FILES, most)
         limit = ["prlimit", f"--nofile={files}:"]
-        self._beam = Process("beam", [*limit, str(_SERVER_BIN / "rabbitmq-server")], self._dir, self._env)
+        server = self._enter([str(_SERVER_BIN / "rabbitmq-server")])
+        self._beam = Process("beam", [*limit, *server], self._dir, self._env)
+
+    def _enter(self, command: Sequence[str]) -> list[str]:
+        """Turn a command into one that runs where this node's programs are; its pid stays the command's."""
+        if self._root is None:
+            return list(command)
+        return ["unshare", "--mount", "sh", "-c", _ENTER, "enter", str(self._root), str(self._dir), *command]
 
     def _environment(self) -> dict[str, str]:
         inherited = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         return inherited | {
-            "HOME": str(self._dir),  # the Erlang cookie is made there
+            "HOME": str(self._seen),  # the Erlang cookie is made there
             "RABBITMQ_NODENAME": "rabbit@localhost",
             "ERL_EPMD_PORT": str(free_port()),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_DIST_PORT": str(free_port()),
-            "RABBITMQ_MNESIA_BASE": str(self._dir / "data"),
-            "RABBITMQ_LOG_BASE": str(self._dir / "log"),
-            "RABBITMQ_CONF_ENV_FILE": str(self._dir / "env.conf"),
-            "RABBITMQ_CONFIG_FILE": str(self._dir / "rabbitmq.conf"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self._dir / "advanced.config"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._dir / "enabled_plugins"),
-            "RABBITMQ_GENERATED_CONFIG_DIR": str(self._dir / "generated"),
-            "RABBITMQ_PID_FILE": str(self._dir / "pid"),
+            "RABBITMQ_MNESIA_BASE": str(self._seen / "data"),
+            "RABBITMQ_LOG_BASE": str(self._seen / "log"),
+            "RABBITMQ_CONF_ENV_FILE": str(self._seen / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self._seen / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self._seen / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._seen / "enabled_plugins"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(self._seen / "generated"),
+            "RABBITMQ_PID_FILE": str(self._seen / "pid"),
             # The scripts then become the Erlang VM instead of starting it, so that its pid is ours.
             "RUNNING_UNDER_SYSTEMD": "1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} "
@@ -106,13 +141,21 @@ class RabbitMQ(Broker):
 
     def start(self) -> None:
         """Start the node and wait until it serves AMQP and the management API; nothing if it runs."""
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """Begin to start the node, if it does not run."""
         if not self._epmd.running:
             self._epmd.start()
             port = int(self._env["ERL_EPMD_PORT"])
             self._epmd.wait_until(lambda: accepts("127.0.0.1", port), "epmd to listen")
         if not self._beam.running:
             self._beam.start()
-            self._beam.wait_until(self._serving, "RabbitMQ to serve", timeout=90)
+
+    def await_ready(self) -> None:
+        """Wait until a launched node serves AMQP and the management API."""
+        self._beam.wait_until(self._serving, "RabbitMQ to serve", timeout=180)
 
     def _serving(self) -> bool:
         try:
@@ -166,7 +209,7 @@ class RabbitMQ(Broker):
 
     def ctl(self, *args: str) -> str:
         """Run rabbitmqctl (a second or two) and give what it prints; RuntimeError if it fails."""
-        command = [str(_SERVER_BIN / "rabbitmqctl"), "--quiet", *args]
+        command = self._enter([str(_SERVER_BIN / "rabbitmqctl"), "--quiet", *args])
         done = subprocess.run(
             command, env=self._env, capture_output=True, text=True, timeout=120, check=False
         )
@@ -185,21 +228,27 @@ class RabbitMQ(Broker):
         shutil.rmtree(self._dir, ignore_errors=True)
 
 
-def broker_of_environment() -> Broker | None:
-    """Give the broker that LUNAQ_TEST_AMQP_URI names, or None; MissingToolError if half-named."""
-    text = os.environ.get("LUNAQ_TEST_AMQP_URI")
+def broker_of_environment(which: str = "") -> Broker | None:
+    """Give the broker that LUNAQ_TEST_AMQP_URI names, or None; MissingToolError if half-named.
+
+    Args:
+        which: the variables' ending, such as `_RABBITMQ43`.
+    """
+    name, management_name = f"LUNAQ_TEST_AMQP_URI{which}", f"LUNAQ_TEST_MANAGEMENT_URI{which}"
+    text = os.environ.get(name)
     if not text:
         return None
-    uri, management = urlsplit(text), os.environ.get("LUNAQ_TEST_MANAGEMENT_URI")
+    uri, management = urlsplit(text), os.environ.get(management_name)
     if not management:
         raise MissingToolError(
-            "LUNAQ_TEST_AMQP_URI is set but LUNAQ_TEST_MANAGEMENT_URI is not: the tests make a virtual host "
+            f"{name} is set but {management_name} is not: the tests make a virtual host "
             "each through the management API, for example http://127.0.0.1:15672"
         )
     if uri.scheme not in {"amqp", "amqps"} or not uri.hostname:
-        raise MissingToolError("LUNAQ_TEST_AMQP_URI must look like amqp://user:password@host:5672/")
+        raise MissingToolError(f"{name} must look like amqp://user:password@host:5672/")
     port = uri.port or (5671 if uri.scheme == "amqps" else 5672)
     user, word = unquote(uri.username or "guest"), unquote(uri.password or "guest")
-    broker = Broker(uri.hostname, port, management.rstrip("/"), user, word)
+    kind = Qpid if which == "_QPID" else Broker
+    broker = kind(uri.hostname, port, management.rstrip("/"), user, word)
     broker.scheme = uri.scheme
     return broker

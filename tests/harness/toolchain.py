@@ -52,3 +52,25 @@ def system_program(name: str, setup: str) -> str:
     if found is None:
         raise MissingToolError(f"{name} is not installed: run {setup}, or the level's make target")
     return found
+
+
+def rabbitmq_root(suite: str) -> Path:
+    """Give the root file system with the RabbitMQ of a Debian suite, or MissingToolError."""
+    recipe = f"r{versions()['RABBITMQ_ROOT_RECIPE']}-{platform.machine()}"
+    path = cache_dir() / f"rabbitmq-{suite}-{recipe}"
+    if not (path / "VERSION").is_file():
+        raise MissingToolError(
+            f"RabbitMQ of Debian {suite} is not here: run scripts/setup-brokers all as root, or make test-broker"
+        )
+    return path
+
+
+def qpid_library() -> Path:
+    """Give the folder with Apache Qpid Broker-J's jars, or MissingToolError."""
+    pins = versions()
+    path = cache_dir() / f"qpid-{pins['QPID']}-r{pins['QPID_RECIPE']}"
+    if not path.is_dir():
+        raise MissingToolError(
+            "Apache Qpid Broker-J is not here: run scripts/setup-brokers all, or make test-broker"
+        )
+    return path

@@ -32,8 +32,8 @@ format: setup ## rewrite the code in the house format
 test-unit: setup ## pure logic: no broker, no cluster (seconds)
 	$(PYTEST) tests/unit -n auto --dist worksteal $(ARGS)
 
-test-broker: setup ## against a real RabbitMQ, started here
-	@scripts/setup-brokers
+test-broker: setup ## against RabbitMQ 3.10, 4.0 and 4.3 and Qpid Broker-J, started here (needs root)
+	@scripts/setup-brokers all
 	$(PYTEST) tests/broker $(PARALLEL) $(ARGS)
 
 test-cluster: setup ## against a real Kubernetes API server and RabbitMQ, started here

@@ -86,9 +86,7 @@ class OwnQpid(Qpid):
             "modelVersion": "9.0",
             "authenticationproviders": [provider],
             "ports": [amqp | listening | {"port": self.port}, http_port | listening | {"port": management}],
-            "plugins": [
-                {"type": "MANAGEMENT-HTTP", "name": "http", "httpBasicAuthenticationEnabled": True}
-            ],
+            "plugins": [{"type": "MANAGEMENT-HTTP", "name": "http", "httpBasicAuthenticationEnabled": True}],
             "brokerloggers": [{"name": "console", "type": "Console", "brokerloginclusionrules": rules}],
             "virtualhostnodes": [],
         }

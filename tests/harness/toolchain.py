@@ -60,7 +60,7 @@ def rabbitmq_root(suite: str) -> Path:
     path = cache_dir() / f"rabbitmq-{suite}-{recipe}"
     if not (path / "VERSION").is_file():
         raise MissingToolError(
-            f"RabbitMQ of Debian {suite} is not here: run scripts/setup-brokers all as root, or make test-broker"
+            f"RabbitMQ of Debian {suite} is not here: run make test-broker, or scripts/setup-brokers all"
         )
     return path
 

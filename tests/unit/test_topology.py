@@ -86,7 +86,7 @@ def test_no_delays_leave_the_dead_key_alone_on_the_retry_exchange():
 def test_the_own_dead_queue_has_neither_ttl_nor_length_and_is_declared_before_the_main_queue():
     topology = topology_of(EMAILS)
     assert topology.queues[0] == QueueDecl(
-        "app:emails.dead", {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
+        "app:emails.dead", {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}, internal=True
     )
     assert Binding("app:emails.retry", "app:emails.dead", "dead") in topology.bindings
 

@@ -47,12 +47,13 @@ class ExchangeDecl:
 
 @dataclass(frozen=True, slots=True)
 class QueueDecl:
-    """A queue with its `x-` arguments."""
+    """A queue with its `x-` arguments; `internal`: its type is ours to choose, as no Queue names it."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     durable: bool = True
     auto_delete: bool = False
+    internal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,10 @@ def topology_of(queue: Queue) -> Topology:
     delays = retry_delays(queue)
     owner = {OWNER_ARGUMENT: queue.owner} if queue.owner else {}
     main = QueueDecl(name, _main_arguments(queue, dead), queue.durable, queue.auto_delete)
-    waiting = tuple(QueueDecl(ids.retry_queue_name(name, ms), _retry_arguments(name, ms)) for ms in delays)
-    own_dead = () if queue.dead_letter else (QueueDecl(dead, _dead_arguments()),)
+    waiting = tuple(
+        QueueDecl(ids.retry_queue_name(name, ms), _retry_arguments(name, ms), internal=True) for ms in delays
+    )
+    own_dead = () if queue.dead_letter else (QueueDecl(dead, _dead_arguments(), internal=True),)
     return Topology(
         exchanges=(ExchangeDecl(publish, "fanout", owner), ExchangeDecl(retry, "direct", owner)),
         queues=(*own_dead, main, *waiting),

@@ -21,7 +21,8 @@ class BrokerError(Exception):
 
     Reasons: `connection`, `timeout`, `nacked`, `unroutable`, `queue_not_found`, `access_refused`,
     `immutable_arguments` (it exists with others), `invalid_arguments` (the broker takes no such ones),
-    `encode_failed` (the message does not fit AMQP), `closed`. The text names the object, never a credential.
+    `unsupported` (this kind of broker cannot do it safely), `encode_failed` (the message does not fit AMQP),
+    `closed`. The text names the object, never a credential.
     """
 
     def __init__(self, reason: str, text: str) -> None:

@@ -6,13 +6,15 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from lunaq_runtime.brokers.amqp import declare
+from lunaq_runtime.brokers.amqp import declare, qpid
 from lunaq_runtime.brokers.amqp.backoff import full_jitter
 from lunaq_runtime.brokers.amqp.endpoint import DEFAULT_CONNECTION_TIMEOUT, DEFAULT_HEARTBEAT, Endpoint
 from lunaq_runtime.brokers.amqp.link import CLOSE_TIMEOUT, open_link
 from lunaq_runtime.brokers.amqp.publishing import Publisher
 from lunaq_runtime.brokers.amqp.subscription import AmqpSubscription
+from lunaq_runtime.brokers.amqp.watch import watch_consumers
 from lunaq_runtime.brokers.base import BrokerError, QueueInfo, ServerInfo
+from lunaq_runtime.brokers.features import Feature, Product, product_of
 from lunaq_runtime.brokers.soon import publish_in_task
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class AmqpBroker:
         self._publisher: Publisher | None = None
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._subscriptions: list[AmqpSubscription] = []
         self._publishing: set[asyncio.Task[object]] = set()
         self._closed = False
@@ -115,10 +118,14 @@ class AmqpBroker:
         )
         await subscription.start(self, link)
         self._subscriptions.append(subscription)
+        if self._watch is None and not link.product.has(Feature.CANCEL_NOTICE):
+            self._watch = asyncio.create_task(watch_consumers(self, self._subscriptions), name="amqp watch")
         return subscription
 
     async def publish(self, message: Outgoing, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         self._require_open()
+        if not self._product.has(Feature.EXPIRATION):
+            qpid.refuse_expiration(message.properties)
         deadline = asyncio.get_running_loop().time() + timeout
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
@@ -142,9 +149,9 @@ class AmqpBroker:
         if pending:
             await asyncio.wait(pending, timeout=CLOSE_TIMEOUT)
         await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
-        if self._keeper:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        for task in filter(None, (self._keeper, self._watch)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         if self._link:
             await self._link.close()
         self._up.clear()
@@ -206,6 +213,10 @@ class AmqpBroker:
             raise BrokerError("connection", text) from error
         assert self._publisher is not None  # noqa: S101 - made with the link
         return self._publisher
+
+    @property
+    def _product(self) -> Product:
+        return product_of(self._server.product)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lunaq_runtime.brokers.amqp import qpid
 from lunaq_runtime.brokers.base import BrokerError, QueueInfo
+from lunaq_runtime.brokers.features import QPID, Feature
 
 if TYPE_CHECKING:
     from lunaq_runtime.brokers.amqp.link import Link
@@ -19,6 +21,8 @@ TIMEOUT = 30.0
 
 async def declare(link: Link, topology: Topology) -> None:
     """Declare all objects of `topology` on one channel; the first refusal ends it."""
+    if link.product is QPID:
+        topology = qpid.translated(topology)
     seconds = TIMEOUT + len(topology.queues)
     async with link.short_channel("cannot declare", seconds) as channel:
         for exchange in topology.exchanges:
@@ -35,14 +39,22 @@ async def declare(link: Link, topology: Topology) -> None:
 
 async def delete_queue(link: Link, name: str) -> None:
     """Delete a queue, whatever it holds."""
+    _require_safe_delete(link, name)
     async with link.short_channel(f"cannot delete queue '{name}'", TIMEOUT) as channel:
         await channel.queue_delete(name)
 
 
 async def delete_exchange(link: Link, name: str) -> None:
     """Delete an exchange."""
+    _require_safe_delete(link, name)
     async with link.short_channel(f"cannot delete exchange '{name}'", TIMEOUT) as channel:
         await channel.exchange_delete(name)
+
+
+def _require_safe_delete(link: Link, name: str) -> None:
+    # An exchange, too: it is the first step of deleting a queue, and the second would not follow.
+    if not link.product.has(Feature.SAFE_DELETE):
+        raise qpid.refuse_delete(name)
 
 
 async def queue_info(link: Link, name: str) -> QueueInfo:
@@ -56,7 +68,8 @@ async def exchange_exists(link: Link, name: str) -> bool:
     """Ask whether an exchange exists."""
     try:
         async with link.short_channel(f"cannot look at exchange '{name}'", TIMEOUT) as channel:
-            await channel.exchange_declare(name, passive=True)
+            # An empty type, for Qpid compares it even here.
+            await channel.exchange_declare(name, exchange_type="", passive=True)
     except BrokerError as error:
         if error.reason == "queue_not_found":
             return False

@@ -10,10 +10,12 @@ import contextlib
 from typing import TYPE_CHECKING, Any, cast
 
 from aiormq.connection import Connection
+from aiormq.exceptions import AMQPError
 
 from lunaq_runtime.brokers.amqp import tolerant
 from lunaq_runtime.brokers.amqp.errors import translated
 from lunaq_runtime.brokers.base import BrokerError, ServerInfo
+from lunaq_runtime.brokers.features import Product, product_of
 
 if TYPE_CHECKING:
     import ssl
@@ -45,6 +47,11 @@ class Link:
         """What the broker said of itself."""
         properties = cast("dict[str, Any]", self.connection.server_properties or {})
         return ServerInfo(str(properties.get("product", "")), str(properties.get("version", "")))
+
+    @property
+    def product(self) -> Product:
+        """What kind of broker it is."""
+        return product_of(self.server.product)
 
     async def channel(self, *, confirms: bool) -> Channel:
         """Open a channel."""
@@ -107,9 +114,35 @@ async def open_link(
     with translated(what):
         async with asyncio.timeout(seconds):
             await connection.connect()
-    capabilities = cast("dict[str, Any]", connection.server_properties).get("capabilities") or {}
-    if not capabilities.get("publisher_confirms") or not capabilities.get("basic.nack"):
+    try:
+        await _require_confirms(connection, what, seconds)
+    except BaseException:
         await connection.close()
-        text = "the broker offers no publisher confirms, without which a message could be lost unseen"
-        raise BrokerError("connection", f"{what}: {text}")
+        raise
     return Link(connection)
+
+
+async def _require_confirms(connection: Connection, what: str, seconds: float) -> None:
+    """Refuse a broker without publisher confirms; one that announces nothing is asked."""
+    properties = cast("dict[str, Any]", connection.server_properties)
+    capabilities = properties.get("capabilities")
+    refusal = BrokerError(
+        "unsupported",
+        f"{what}: the broker offers no publisher confirms, without which a message could be lost unseen: "
+        "use one of docs/brokers.md",
+    )
+    if capabilities:
+        if not capabilities.get("publisher_confirms") or not capabilities.get("basic.nack"):
+            raise refusal
+        return
+    if not product_of(str(properties.get("product", ""))).tested:
+        raise refusal
+    properties["capabilities"] = {"publisher_confirms": True, "basic.nack": True}
+    try:
+        async with asyncio.timeout(seconds):
+            channel = await connection.channel(publisher_confirms=True)
+            await channel.close()
+    except (AMQPError, NotImplementedError) as error:
+        raise refusal from error
+    except TimeoutError as error:
+        raise BrokerError("timeout", f"{what}: no answer in time to confirm.select") from error

@@ -85,6 +85,16 @@ class AmqpSubscription:
         await self._open(link)
         self._keeper = asyncio.create_task(self._keep(links), name=f"consume {self._name}")
 
+    @property
+    def queue(self) -> str:
+        """The queue's name on the broker."""
+        return self._name
+
+    def interrupt(self) -> None:
+        """Take the consumer for gone and consume anew: a broker without cancel notices does not tell."""
+        if self._wanted:
+            self._ended.set()
+
     def settle(self, *, ack: Sequence[Delivery] = (), requeue: Sequence[Delivery] = ()) -> None:
         channel = self._channel
         if self._no_ack or channel is None or channel.is_closed:

@@ -9,6 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from lunaq_runtime.brokers.base import BrokerError, QueueInfo, ServerInfo
+from lunaq_runtime.brokers.features import MEMORY
 from lunaq_runtime.brokers.memory.server import MemoryServer
 from lunaq_runtime.message import Delivery
 
@@ -37,7 +38,7 @@ class MemoryBroker:
 
     @property
     def server(self) -> ServerInfo:
-        return ServerInfo("Lunaq memory broker", "")
+        return ServerInfo(MEMORY.announced, "")
 
     @property
     def published(self) -> int:

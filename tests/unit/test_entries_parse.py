@@ -149,10 +149,10 @@ def test_two_entries_of_one_kind_and_id_are_refused() -> None:
 
 
 def test_kinds_of_later_versions_are_accepted_with_a_warning() -> None:
-    parsed = document({"name": "env", "kind": "env.storage.memory"}, {"name": "s", "kind": "store.memory"})
+    parsed = document({"name": "env", "kind": "env.storage.memory"}, {"name": "s", "kind": "store.sql"})
     assert [text.rpartition(": ")[2] for text in parsed.warnings] == [
         "env.storage.memory is not available in this version and is ignored",
-        "store.memory is not available in this version and is ignored",
+        "store.sql is not available in this version and is ignored",
     ]
 
 

@@ -151,7 +151,7 @@ def test_standard_tables_come_through_require_as_well():
     ) == ["true true"]
 
 
-@pytest.mark.parametrize("name", ["http_client", "store", "metrics", "channel"])
+@pytest.mark.parametrize("name", ["http_client", "channel", "funcs"])
 def test_a_module_of_the_contract_that_is_not_built_yet_says_so(name: str):
     assert printed(f"function handle() print(pcall(require, '{name}')) end") == [
         f"false module '{name}' is not available in this version of Lunaq"
@@ -160,11 +160,11 @@ def test_a_module_of_the_contract_that_is_not_built_yet_says_so(name: str):
 
 def test_a_granted_module_that_is_not_built_yet_says_so_when_it_is_used():
     host = FakeHost()
-    state = load("function handle()\nstore.get('x') end", host=host)
+    state = load("function handle()\nfuncs.call('x') end", host=host)
     finished = state.start(MessageContext("1"), None).step()
     assert isinstance(finished, Finished)
     assert finished.error is not None
-    assert finished.error.text == "app.lua:2: module 'store' is not available in this version of Lunaq"
+    assert finished.error.text == "app.lua:2: module 'funcs' is not available in this version of Lunaq"
 
 
 def test_an_unknown_module_is_not_found():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.lua.errors import HandlerLoadError
+from lunaq_runtime.lua.modules.services import Services
 from lunaq_runtime.topology import combine, dead_letter_name, topology_of
 from lunaq_runtime.worker import Counters, Stepper, Worker
 from lunaq_runtime.worker.host import state_maker
@@ -48,12 +49,20 @@ class Policies(Protocol):
 class App:
     """A document at work.
 
-    `brokers` holds one for each driver that a consumer or a declared queue needs. Start, then watch `ready`
+    `brokers` holds one for each driver that a consumer or a declared queue needs; `services` is what handlers
+    share with those of another app of this document, by default nothing. Start, then watch `ready`
     and `healthy`, await `wait_failed`, and `drain` at the end; the brokers are then closed.
     """
 
-    def __init__(self, document: Document, brokers: Mapping[Id, Broker], policies: Policies) -> None:
+    def __init__(
+        self,
+        document: Document,
+        brokers: Mapping[Id, Broker],
+        policies: Policies,
+        services: Services | None = None,
+    ) -> None:
         self._document = document
+        self._services = services or Services.of(document)
         self._brokers = brokers
         self._policies = policies
         self._stepper: Stepper | None = None
@@ -177,7 +186,7 @@ class App:
             broker,
             policy,
             stepper=self._stepper,
-            make_state=state_maker(consumer, policy, counters),
+            make_state=state_maker(consumer, policy, counters, self._services),
             counters=counters,
         )
         try:

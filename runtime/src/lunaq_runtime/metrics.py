@@ -7,11 +7,12 @@ plain addition and no lock.
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from lunaq_runtime.lua.modules.metrics import COUNTER, GAUGE, HISTOGRAM
 from lunaq_runtime.worker.counters import SECONDS_BOUNDS
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from lunaq_runtime.lua.modules.metrics import Family, HandlerMetrics
     from lunaq_runtime.worker.counters import Counters
 
 OUTCOMES = {
@@ -31,6 +33,11 @@ OUTCOMES = {
 }
 """Settlement outcome to its field of `Counters`."""
 
+_HANDLER_FAMILIES: dict[str, Any] = {
+    COUNTER: CounterMetricFamily,
+    GAUGE: GaugeMetricFamily,
+    HISTOGRAM: HistogramMetricFamily,
+}
 _LABELS = ("queue", "consumer")
 _Row = tuple[tuple[str, str], "Counters"]
 
@@ -39,7 +46,7 @@ class Metrics:
     """A registry of its own.
 
     `counters` yields (queue ID, consumer ID, counters) of each consumer; `reconnects` counts the broker
-    connections that came back; `ready` is what `/readyz` says.
+    connections that came back; `ready` is what `/readyz` says; `handlers` is what handlers count themselves.
     """
 
     def __init__(
@@ -48,11 +55,13 @@ class Metrics:
         *,
         reconnects: Callable[[], int],
         ready: Callable[[], bool],
+        handlers: HandlerMetrics | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
         self._counters = counters
         self._reconnects = reconnects
         self._ready = ready
+        self._handlers = handlers
         self.registry.register(self)
 
     def render(self) -> bytes:
@@ -86,6 +95,25 @@ class Metrics:
             "lunaq_reconnects", "Broker connections that came back.", value=self._reconnects()
         )
         yield GaugeMetricFamily("lunaq_ready", "What /readyz says: 1 or 0.", value=int(self._ready()))
+        for family in self._handlers.families() if self._handlers else ():
+            yield _of_handlers(family)
+
+
+def _of_handlers(family: Family) -> Metric:
+    """Render what a handler counts; series of one name may have different labels."""
+    text = "Counted by a handler."
+    whole: Metric = _HANDLER_FAMILIES[family.kind](family.name, text)
+    for labels, one in family.series.items():
+        names, values = [name for name, _ in labels], [value for _, value in labels]
+        if family.kind == HISTOGRAM:
+            histogram = HistogramMetricFamily(family.name, text, labels=names)
+            histogram.add_metric(values, one.cumulated(), sum_value=one.value)
+            whole.samples += histogram.samples
+        else:
+            plain = _HANDLER_FAMILIES[family.kind](family.name, text, labels=names)
+            plain.add_metric(values, one.value)
+            whole.samples += plain.samples
+    return whole
 
 
 def _counter(name: str, text: str, values: Iterable[tuple[tuple[str, str], int]]) -> CounterMetricFamily:

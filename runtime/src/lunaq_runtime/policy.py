@@ -6,11 +6,34 @@ calls `Policy.allows`. Deny is the default everywhere.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 PUBLISH = "queue.publish"
 PUBLISH_TO = "queue.publish.queue"
 CONSUME = "queue.consume"
+INFO = "queue.info"
+
+OPEN_ACTIONS = frozenset(
+    {
+        "env.get",
+        "env.set",
+        "funcs.call",
+        "funcs.context",
+        "funcs.security",
+        "http_client.request",
+        INFO,
+        "store.get",
+        "store.info",
+        "store.key.delete",
+        "store.key.get",
+        "store.key.has",
+        "store.key.list",
+        "store.key.set",
+    }
+)
+"""What touches only what the consumer's own configuration gave it: allowed unless a policy denies it."""
 
 
 def matches(pattern: str, resource: str) -> bool:
@@ -31,12 +54,14 @@ def matches(pattern: str, resource: str) -> bool:
 class Policy:
     """The rights of one consumer.
 
-    `publish` is the general right, `publish_to` and `consume` are sorted patterns of queue IDs.
+    `publish` is the general right, `publish_to` and `consume` are sorted patterns of queue IDs. `deny` takes
+    from the `OPEN_ACTIONS`: an action, or an action, a space and a resource, where * stands for any text.
     """
 
     publish: bool = False
     publish_to: tuple[str, ...] = ()
     consume: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
 
     def allows(self, action: str, resource: str = "") -> bool:
         """Answer one check; an unknown action is denied."""
@@ -46,7 +71,21 @@ class Policy:
             return any(matches(pattern, resource) for pattern in self.publish_to)
         if action == CONSUME:
             return any(matches(pattern, resource) for pattern in self.consume)
+        if action in OPEN_ACTIONS:
+            return not any(_covers(rule, action, resource) for rule in self.deny)
         return False
+
+
+def _covers(rule: str, action: str, resource: str) -> bool:
+    denied, _, resources = rule.partition(" ")
+    return _pattern(denied).fullmatch(action) is not None and (
+        not resources or _pattern(resources).fullmatch(resource) is not None
+    )
+
+
+@lru_cache(maxsize=1024)
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
 
 
 DENY_ALL = Policy()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lunaq_runtime.app import App
 from lunaq_runtime.brokers.base import BrokerError
+from lunaq_runtime.lua.modules.services import Services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,7 @@ class Runner:
         make_brokers: Callable[[], Mapping[Id, Broker]],
         credentials: Callable[[], tuple[str, str]] | None = None,
     ) -> None:
+        self.services = Services.of(document)
         self._document = document
         self._policies = policies
         self._make_brokers = make_brokers
@@ -134,7 +136,7 @@ class Runner:
 
     async def _make_app(self) -> tuple[App, Mapping[Id, Broker]]:
         brokers = self._make_brokers()
-        app = App(self._document, brokers, self._policies)
+        app = App(self._document, brokers, self._policies, self.services)
         await app.start()
         return app, brokers
 

@@ -135,7 +135,12 @@ def _policies(document: Document, settings: Settings) -> PolicySource:
 
 
 def _health(runner: Runner) -> HealthServer:
-    metrics = Metrics(runner.counters, reconnects=lambda: runner.reconnects, ready=lambda: runner.ready)
+    metrics = Metrics(
+        runner.counters,
+        reconnects=lambda: runner.reconnects,
+        ready=lambda: runner.ready,
+        handlers=runner.services.metrics,
+    )
     return HealthServer(healthy=lambda: runner.healthy, ready=lambda: runner.ready, metrics=metrics.render)
 
 

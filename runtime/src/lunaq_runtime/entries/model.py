@@ -86,6 +86,16 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """A key-value store in memory: its bounds in keys and bytes, and seconds between clean-ups."""
+
+    id: Id
+    max_size: int = 10_000
+    max_bytes: int = 64 * 1024 * 1024
+    cleanup_interval: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """The Lua side of a consumer.
 
@@ -129,4 +139,5 @@ class Document:
     queues: dict[Id, Queue] = field(default_factory=dict)
     consumers: dict[Id, Consumer] = field(default_factory=dict)
     policies: dict[Id, Policy] = field(default_factory=dict)
+    stores: dict[Id, Store] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from lunaq_runtime.entries.parse_entry import Entry, read_entry
 from lunaq_runtime.entries.parse_fields import EntriesError, Problems, kind_of
 from lunaq_runtime.entries.parse_policies import build_policies
 from lunaq_runtime.entries.parse_queues import build_drivers, build_queues
+from lunaq_runtime.entries.parse_stores import build_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +72,7 @@ def parse(
         queues=built_queues,
         consumers=consumers,
         policies=policies,
+        stores=build_stores(list(_of_kind(entries, "store.memory").values())),
         warnings=tuple(dict.fromkeys(problems.warnings)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lunaq_runtime.policy import Policy
+from lunaq_runtime.policy import OPEN_ACTIONS, Policy
 
 if TYPE_CHECKING:
     from lunaq_runtime.entries.parse_entry import Entry
@@ -22,11 +22,16 @@ def build_policies(entries: list[Entry]) -> dict[Id, Policy]:
         for field in ("publishTo", "consume"):
             for pattern in values[field]:
                 _check_pattern(entry, field, pattern)
+        for rule in values["deny"]:
+            action = rule.partition(" ")[0]
+            if "*" not in action and action not in OPEN_ACTIONS:
+                entry.place.error("deny", f"{action} is not one of {', '.join(sorted(OPEN_ACTIONS))}")
         before = result.get(consumer, Policy())
         result[consumer] = Policy(
             publish=before.publish or values["publish"],
             publish_to=tuple(sorted({*before.publish_to, *values["publishTo"]})),
             consume=tuple(sorted({*before.consume, *values["consume"]})),
+            deny=tuple(sorted({*before.deny, *values["deny"]})),
         )
     return result
 

@@ -283,6 +283,26 @@ KINDS: dict[str, Schema] = {
             "modules": _texts("Accepted.", **{"x-ignored": "list them on the function"}),
         },
     ),
+    "store.memory": _object(
+        "Keys and values in this process, for all its handlers; gone when it ends.",
+        {
+            "max_size": _integer("Keys it holds; new ones are refused then.", minimum=1, default=10_000),
+            "cleanup_interval": _duration("Time between removals of what has expired.", default="5m"),
+            "lunaq": _object(
+                "Settings that the contract has no field for.",
+                {
+                    "maxBytes": {
+                        "type": ["string", "integer"],
+                        "format": "quantity",
+                        "description": "Bytes of keys and values it holds; more are refused then.",
+                        "x-minimum": 1024,
+                        "default": "64Mi",
+                    }
+                },
+                additionalProperties=False,
+            ),
+        },
+    ),
     "security.policy": _object(
         "What one consumer may do; several for one consumer add up.",
         {
@@ -290,6 +310,11 @@ KINDS: dict[str, Schema] = {
             "publish": _flag("May publish at all.", default=False),
             "publishTo": _patterns("Queues it may publish to: app:emails, app:*, *:emails, *:*."),
             "consume": _patterns("Queues it may be delivered from, likewise."),
+            "deny": _texts(
+                "What it may not do of what is allowed by default: an action (env.get, store.*)"
+                ", or an action, a space and a resource (env.get SECRET_*); * stands for any text.",
+                default=(),
+            ),
         },
     ),
 }

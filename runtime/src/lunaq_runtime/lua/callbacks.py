@@ -15,12 +15,14 @@ from lunaq_runtime.lua import bridge, uuids, zones
 from lunaq_runtime.lua.bridge import shown, take, text
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, HandlerError
 from lunaq_runtime.lua.memory import size_of
+from lunaq_runtime.lua.modules import digests, metrics, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lunaq_runtime.lua.host import Host, Identity, MessageContext
     from lunaq_runtime.lua.memory import MemoryGuard
+    from lunaq_runtime.lua.modules.services import Services
 
 
 def _never() -> HandlerError | None:
@@ -35,8 +37,11 @@ class Callbacks:
     garbage collector, so nothing here keeps it alive: `bind` takes weak references, `end` forgets the rest.
     """
 
-    def __init__(self, host: Host, identity: Identity, wall_clock: Callable[[], int]) -> None:
+    def __init__(
+        self, host: Host, identity: Identity, wall_clock: Callable[[], int], services: Services
+    ) -> None:
         self._host = host
+        self._services = services
         self._wall_clock = wall_clock
         self._identity = identity
         self._fed: list[Any] = []
@@ -72,7 +77,7 @@ class Callbacks:
     def exported(self) -> dict[bytes, Any]:
         """Build the table `S.host` of the prelude."""
         functions: dict[str, Callable[..., Any]] = {
-            "can": self._can,
+            "can": lambda action, resource: self.can(shown(action), shown(resource)),
             "error_call_stack": self._error_call_stack,
             "error_details": lambda error: self.to_lua(_own(error).detail_values),
             "error_kind": lambda error: _own(error).kind_value.encode(),
@@ -95,6 +100,9 @@ class Callbacks:
             "zone_known": lambda name: zones.known(shown(name)),
             "zone_offset": lambda name, seconds: zones.offset(shown(name), seconds),
             **uuids.functions(self._answer),
+            **store.functions(self, self._services.stores),
+            **digests.functions(self),
+            **metrics.functions(self, self._services.metrics, self._identity.consumer_id),
         }
         exported: dict[bytes, Any] = {
             name.encode(): self._guarded(function) for name, function in functions.items()
@@ -103,6 +111,27 @@ class Callbacks:
         exported[b"ARRAY"] = bridge.ARRAY
         exported[b"OBJECT"] = bridge.OBJECT
         return exported
+
+    def can(self, action: str, resource: str) -> bool:
+        """Ask the live policy."""
+        return bool(self._host.can(action, resource))
+
+    def value(self, tokens: tuple[Any, ...]) -> Any:
+        """Build the value that `S.with_tokens` sent."""
+        return take(iter(self.take_fed(tokens)))
+
+    def answering(self, function: Callable[..., Any]) -> Callable[..., tuple[bool, Any]]:
+        """See `modules.Calls`."""
+
+        def answered(*arguments: Any) -> tuple[bool, Any]:
+            try:
+                return True, self.to_lua(function(*arguments))
+            except HandlerError as error:
+                return False, error
+            finally:
+                self._fed.clear()
+
+        return answered
 
     def warn(self, message: str) -> None:
         """Log a warning about the message being handled."""
@@ -150,9 +179,6 @@ class Callbacks:
 
     def _message_header(self, key: bytes) -> Any:
         return self.to_lua(self._message().headers.get(shown(key)))
-
-    def _can(self, action: bytes, resource: bytes) -> bool:
-        return bool(self._host.can(shown(action), shown(resource)))
 
     def _automatic_fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {

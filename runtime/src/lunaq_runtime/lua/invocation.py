@@ -108,6 +108,9 @@ class Invocation:
             self._make_room(body)
             outcome = state.lua_start(body)
         while True:
+            if state.callbacks.out_of_memory:
+                # It was refused a value and may have come to its end before the count hook could end it.
+                return self._finish(self._out_of_memory(), state_lost=True)
             if outcome is None:
                 return self._finish(None)
             word, *arguments = outcome if isinstance(outcome, tuple) else (outcome,)
@@ -160,7 +163,9 @@ class Invocation:
 
     def _info(self, arguments: list[Any]) -> Request | HandlerError:
         count, id_type, *rest = arguments
-        return publishing.check_info(Call(count, shown(id_type), shown(rest[0] or b"") if rest else ""))
+        return publishing.check_info(
+            Call(count, shown(id_type), shown(rest[0] or b"") if rest else ""), self._state.host.can
+        )
 
     def _ack(self, _arguments: list[Any]) -> Settle:
         self._settled = "ack"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, PERMISSION_DENIED, HandlerError
 from lunaq_runtime.lua.requests import Info, Publish
-from lunaq_runtime.policy import PUBLISH, PUBLISH_TO
+from lunaq_runtime.policy import INFO, PUBLISH, PUBLISH_TO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,9 +71,12 @@ def check_publish(
     return Publish(call.queue_id, payload.value, headers)
 
 
-def check_info(call: Call) -> Info | HandlerError:
+def check_info(call: Call, can: Can) -> Info | HandlerError:
     """Decide on one `queue.info`. Raises BadArgumentError."""
-    return _check_id(call, "info") or Info(call.queue_id)
+    refused = _check_id(call, "info")
+    if refused is None and not can(INFO, call.queue_id):
+        return HandlerError(f"not allowed: {INFO} on {call.queue_id}", PERMISSION_DENIED, retryable=False)
+    return refused or Info(call.queue_id)
 
 
 def _check_target(call: Call, can: Can) -> HandlerError | None:

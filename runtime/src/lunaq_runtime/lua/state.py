@@ -16,6 +16,7 @@ from lunaq_runtime.lua.errors import KINDS, HandlerError, HandlerLoadError
 from lunaq_runtime.lua.host import Host, Identity, MessageContext
 from lunaq_runtime.lua.invocation import OUT_OF_MEMORY, Invocation, timeout_error
 from lunaq_runtime.lua.memory import MemoryGuard, size_of
+from lunaq_runtime.lua.modules.services import Services
 from lunaq_runtime.lua.prelude import new_runtime, run_prelude
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class LuaState:
     """Loads a handler and its libraries, once; HandlerLoadError if that fails.
 
     `monotonic` is the clock of time limits, in seconds; `wall_clock` tells Unix nanoseconds.
+    `services` is what it shares with the process' other states, by default nothing.
     `false_is_failure`: see `entries.model.Consumer`. The memory limit does not count what the sandbox uses.
     """
 
@@ -68,6 +70,7 @@ class LuaState:
         false_is_failure: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], int] = time.time_ns,
+        services: Services | None = None,
     ) -> None:
         self.handler = handler
         self.false_is_failure = false_is_failure
@@ -76,7 +79,7 @@ class LuaState:
         self._current: Invocation | None = None
         self._lua = runtime = new_runtime()
         self.memory = MemoryGuard(runtime)
-        self.callbacks = Callbacks(host, identity, wall_clock)
+        self.callbacks = Callbacks(host, identity, wall_clock, services or Services())
         self.callbacks.bind(self.to_lua, self.memory)
         shared = self._shared(identity)
         run_prelude(runtime, shared)

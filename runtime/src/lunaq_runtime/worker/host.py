@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lunaq_runtime.entries.model import Consumer
+    from lunaq_runtime.lua.modules.services import Services
     from lunaq_runtime.policy import Policy
     from lunaq_runtime.worker.counters import Counters
 
@@ -37,13 +38,22 @@ class WorkerHost:
 
 
 def state_maker(
-    consumer: Consumer, policy: Callable[[], Policy], counters: Counters | None = None
+    consumer: Consumer,
+    policy: Callable[[], Policy],
+    counters: Counters | None = None,
+    services: Services | None = None,
 ) -> Callable[[], LuaState]:
     """Prepare the making of this consumer's Lua states; each call loads the handler, or HandlerLoadError."""
     host = WorkerHost(policy, counters)
     identity = Identity(str(consumer.id), str(consumer.queue))
 
     def make() -> LuaState:
-        return LuaState(consumer.handler, host, identity=identity, false_is_failure=consumer.false_is_failure)
+        return LuaState(
+            consumer.handler,
+            host,
+            identity=identity,
+            false_is_failure=consumer.false_is_failure,
+            services=services,
+        )
 
     return make

@@ -34,6 +34,14 @@ function S.fail(message, kind)
   return nil, call(host.make_error, message, kind or "Invalid", false, S.frames(3))
 end
 
+-- What a callback that answers (lua/modules) returns, as a handler gets it.
+function S.answer(ok, result)
+  if ok then
+    return result, nil
+  end
+  return nil, result
+end
+
 local methods = {}
 for name, reader in next, {
   message = host.error_message,

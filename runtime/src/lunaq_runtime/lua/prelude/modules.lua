@@ -132,6 +132,9 @@ function env.get(key)
   if type(key) ~= "string" or key == "" then
     return fail("environment variable name required")
   end
+  if not call(host.can, "env.get", key) then
+    return fail("not allowed: env.get on " .. key, "PermissionDenied")
+  end
   local value = variables[key]
   if value == nil then
     return fail("environment variable not found: " .. key, "NotFound")
@@ -144,13 +147,21 @@ function env.set(key, value)
     return fail("environment variable name required")
   elseif type(value) ~= "string" then
     return fail("environment variable value must be a string")
+  elseif not call(host.can, "env.set", key) then
+    return fail("not allowed: env.set on " .. key, "PermissionDenied")
   end
   variables[key] = value
   return true, nil
 end
 
 function env.get_all()
-  return merged(variables), nil
+  local visible = {}
+  for key, value in next, variables do
+    if call(host.can, "env.get", key) then
+      visible[key] = value
+    end
+  end
+  return visible, nil
 end
 
 S.modules.env = env

@@ -59,6 +59,7 @@ class Callbacks:
         self._context = context
         self._interrupted_by = interrupted
         self.out_of_memory = False
+        self._fed = []  # a run that was ended in the middle of a stream leaves its beginning behind
 
     def end(self) -> None:
         """Forget the message."""

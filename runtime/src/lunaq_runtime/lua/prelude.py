@@ -11,6 +11,9 @@ from lupa.lua54 import LuaRuntime
 FILES = (
     "sandbox",
     "scheduler",
+    "patterns",
+    "strings",
+    "tables",
     "encode",
     "errors",
     "queue",
@@ -27,7 +30,8 @@ FILES = (
 
 
 @cache
-def _source(name: str) -> bytes:
+def source_of(name: str) -> bytes:
+    """Read one file of the prelude."""
     return (resources.files("lunaq_runtime.lua") / "prelude" / f"{name}.lua").read_bytes()
 
 
@@ -51,4 +55,4 @@ def run_prelude(runtime: Any, shared: Any) -> None:
     """Run the prelude's files with the table `shared`, through which they find each other."""
     load = runtime.globals()[b"load"]
     for name in FILES:
-        load(_source(name), b"=[lunaq]", b"t")(shared)
+        load(source_of(name), b"=[lunaq]", b"t")(shared)

@@ -4,23 +4,28 @@
 local S = ...
 
 local coroutine, error, type, rawequal, sub = coroutine, error, type, rawequal, string.sub
+local setmetatable = setmetatable
 local raw_create, raw_resume, raw_yield = coroutine.create, coroutine.resume, coroutine.yield
 local raw_close, running, status = coroutine.close, coroutine.running, coroutine.status
-local sethook, traceback, clock, call = S.sethook, S.traceback, os.clock, S.call
+local sethook, traceback, clock, seconds, call = S.sethook, S.traceback, os.clock, os.time, S.call
 local interrupted = S.host.interrupted
 
 local TOKEN, REPLY = {}, {}
-local COUNT = 10000 -- instructions between two looks at the clock
+-- A single instruction can take milliseconds (texts of megabytes compared), so the hook comes often, and
+-- looks at the clock only every TURNS times, or when a second has passed.
+local COUNT, TURNS = 300, 16
 local PATIENCE = 0.01 -- seconds of CPU time between two questions to Python, which need the GIL
 
 local main -- the coroutine of the running handler, or of a chunk being loaded
 local ended = false -- its time is up, or it was interrupted; Python knows why
 local raises = 0 -- how often that had to be raised
 local asked = clock()
+local turns, second = 0, 0
 -- Made beforehand: at the memory limit, an error that needs memory could not be raised.
 local END = call(S.host.make_error, "the handler is being ended", "Canceled", true, "")
 
-local function on_count()
+-- Ends the handler if its time is up.
+local function look()
   if not ended then
     local now = clock()
     if now - asked < PATIENCE and now >= asked then
@@ -34,8 +39,19 @@ local function on_count()
   end
   raises = raises + 1
   -- From now on at every instruction, so that no pcall can go on.
-  sethook(on_count, "", 1)
+  sethook(look, "", 1)
   error(END, 0)
+end
+S.look = look
+
+local function on_count()
+  turns = turns + 1
+  local now = seconds()
+  if turns < TURNS and now == second and not ended then
+    return
+  end
+  turns, second = 0, now
+  look()
 end
 
 -- Where memory or a stack is exhausted, the hook itself cannot run and raises this instead of its own
@@ -56,23 +72,28 @@ local function guarded(ok, ...)
   return ok, ...
 end
 
-local raw_pcall, raw_xpcall = pcall, xpcall
+local raw_pcall = pcall
 
-function pcall(...)
+local function protected(...)
   return guarded(raw_pcall(...))
+end
+pcall = protected
+
+local function handled(handler, ok, ...)
+  if ok then
+    return ok, ...
+  end
+  -- Lua calls a message handler where the error is raised, and inside a hook no other hook can stop it. So
+  -- it is called afterwards; what it raises itself takes the place of the error.
+  local _, result = protected(handler, ...)
+  return false, result
 end
 
 function xpcall(body, handler, ...)
   if type(handler) ~= "function" then
-    return raw_xpcall(body, handler, ...)
+    S.bad_argument(2, "xpcall", "function expected, got " .. type(handler))
   end
-  -- A message handler runs where the error is raised: inside the hook no other hook can stop it.
-  return guarded(raw_xpcall(body, function(err)
-    if ended or fatal(err) then
-      return err
-    end
-    return handler(err)
-  end, ...))
+  return handled(handler, protected(body, ...))
 end
 
 local function create(body)
@@ -84,10 +105,21 @@ local function create(body)
   return thread
 end
 
+-- Coroutines that an error inside the hook may have ended. Closing one runs its `__close` functions, and
+-- there Lua has switched hooks off for good.
+local doomed = setmetatable({}, { __mode = "k" })
+
+local function note_end(thread, ok, err)
+  if not ok and (ended or fatal(err)) then
+    doomed[thread] = true
+  end
+end
+
 local function pass(thread, ok, first, ...)
   if ok and rawequal(first, TOKEN) then
     return pass(thread, raw_resume(thread, raw_yield(TOKEN, ...)))
   end
+  note_end(thread, ok, first)
   return guarded(ok, first, ...)
 end
 
@@ -109,6 +141,11 @@ end
 
 S.coroutine = {
   close = function(thread)
+    if ended then
+      error(END, 0)
+    elseif doomed[thread] then
+      error("coroutine.close: this coroutine was ended by a limit", 2)
+    end
     return guarded(raw_close(thread))
   end,
   isyieldable = coroutine.isyieldable,
@@ -171,7 +208,8 @@ end
 -- What a dead coroutine ended with, as values Python can take: text, traceback, or an error object.
 local function failure(thread, value)
   local trace = traceback(thread)
-  if not ended then
+  note_end(thread, false, value)
+  if not doomed[thread] then
     raw_close(thread)
   end
   if type(value) == "table" then

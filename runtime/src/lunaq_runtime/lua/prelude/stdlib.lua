@@ -4,7 +4,7 @@ local S = ...
 local type, select, next, error, setmetatable = type, select, next, error, setmetatable
 local mathtype, floor, exp, log, atan, abs, huge = math.type, math.floor, math.exp, math.log, math.atan, math.abs, math.huge
 local fmod, tointeger = math.fmod, math.tointeger
-local pack, unpack, gmatch, format = table.pack, table.unpack, string.gmatch, string.format
+local pack, unpack, gmatch, format = table.pack, table.unpack, S.gmatch, string.format
 
 _G.unpack = unpack
 
@@ -55,7 +55,6 @@ function math.frexp(x)
 end
 
 math.mod = fmod
-string.gfind = gmatch
 
 function table.getn(list)
   return #list

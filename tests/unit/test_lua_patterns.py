@@ -69,7 +69,8 @@ def _bare(*, slow: bool) -> tuple[LuaRuntime, Any]:
     lua = LuaRuntime(encoding=None)
     own = lua.execute(b"local own = {} for k, v in pairs(string) do own[k] = v end return own")
     shared = lua.execute(
-        b"return {look = function() end, bad_argument = function(_, _, text) error(text, 0) end}"
+        b"return {look = function() end, limits = {pattern_steps = 1e8},"
+        b" bad_argument = function(_, _, text) error(text, 0) end}"
     )
     load = lua.globals()[b"load"]
     load(source_of("patterns"))(shared)
@@ -175,7 +176,7 @@ def test_numbers_are_texts_to_the_string_functions_as_in_lua():
 )
 def test_an_ordinary_pattern_on_an_ordinary_subject_is_left_to_lua(pattern: str, subject: str):
     lua, _ = _bare(slow=False)
-    shared = lua.execute(b"return {look = function() end}")
+    shared = lua.execute(b"return {limits = {pattern_steps = 1e8}}")
     lua.globals()[b"load"](source_of("patterns"))(shared)
     program = shared[b"patterns"][b"prepare"](pattern.encode())
     assert len(subject) <= program[b"cheap"]
@@ -196,6 +197,6 @@ def test_an_ordinary_pattern_on_an_ordinary_subject_is_left_to_lua(pattern: str,
 )
 def test_a_hostile_pattern_is_not_left_to_lua_on_a_long_subject(pattern: str):
     lua, _ = _bare(slow=False)
-    shared = lua.execute(b"return {look = function() end}")
+    shared = lua.execute(b"return {limits = {pattern_steps = 1e8}}")
     lua.globals()[b"load"](source_of("patterns"))(shared)
     assert shared[b"patterns"][b"prepare"](pattern.encode())[b"most"] < 20_000

@@ -14,10 +14,11 @@ from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.memory import MemoryBroker, MemoryServer
 from lunaq_runtime.entries.model import Queue, Retry
 from lunaq_runtime.ids import Id
+from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.requests import Info, Publish
 from lunaq_runtime.topology import Binding, ExchangeDecl, QueueDecl, Topology
 from lunaq_runtime.worker import Counters, Stepper
-from lunaq_runtime.worker.requests import MAX_BODY, Requests
+from lunaq_runtime.worker.requests import Requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -173,7 +174,8 @@ async def test_a_handler_stuck_in_c_is_dead_and_the_process_is_asked_to_end(
 ):
     monkeypatch.setattr("lunaq_runtime.worker.worker.STUCK_GRACE", 0.1)
     run = await stage.start(
-        'function handle(b) local s = ("a"):rep(40) return (s:find((".-"):rep(40) .. "b")) end',
+        # Reading a number of millions of digits: each takes a fifth of a second, and no hook in between.
+        'function handle(b) local s = ("1"):rep(2e7) while true do math.floor(s) end end',
         timeout=0.2,
         drain_timeout=0.2,
     )

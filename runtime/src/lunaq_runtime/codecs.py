@@ -7,13 +7,16 @@ with keys 1..n, or without any entry), `dict` (any other table, with its keys as
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 import orjson
 
+from lunaq_runtime.limits import MAX_DEPTH
 from lunaq_runtime.lua.errors import HandlerError
 
 if TYPE_CHECKING:
@@ -33,9 +36,6 @@ ALIASES = {
 }
 """Every spelling an entry may use for its `codec` (lua-api.md 1.2), to the name used here."""
 
-MAX_DEPTH = 128
-"""How deep tables may nest, in both directions (lua-api.md 1.2.1)."""
-
 _CONTENT_TYPES = {
     JSON: "application/json",
     MSGPACK: "application/msgpack",
@@ -53,6 +53,17 @@ _MIN_INTEGER = -(2**63)
 _MAX_HOLES = 65_536
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 19
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+
+HEAVY = 512 * 1024
+"""Bytes from which on a body is weighed before it is decoded."""
+
+_ENTRY, _TABLE = 16, 56
+"""Bytes that an entry of a Lua table needs at least, and an empty table."""
+
+
+class TooHeavyError(Exception):
+    """A body that cannot fit into its handler's memory once it is decoded."""
 
 
 class CodecError(Exception):
@@ -65,6 +76,49 @@ def canonical(name: str) -> str:
         return ALIASES[name]
     except KeyError:
         raise ValueError(f"unknown payload codec {name!r}: use json, msgpack or raw") from None
+
+
+def weigh_json(body: bytes) -> int:
+    """Tell how many bytes the tables of a JSON body need in Lua at least; what is no JSON weighs anything.
+
+    Decoded, `[[],[],...` is thirty times its size: what cannot fit into a handler's memory is not decoded.
+    """
+    weight = _weight(body)
+    # Most brackets and commas of a big body may be text.
+    return weight if weight < len(body) else _weight(_STRING.sub(b"", body))
+
+
+def check_weight(body: bytes, content_type: str | None, codec: str, limit: int) -> None:
+    """Raise TooHeavyError where the tables of a body need more than `limit` bytes in Lua."""
+    codec = (codec != RAW and content_type and _codec_of(content_type)) or canonical(codec)
+    if codec == JSON and weigh_json(body) > limit:
+        raise TooHeavyError(
+            f"the body's tables need more than the handler's {limit} bytes: raise `memoryLimit`, or send less"
+        )
+    if codec == MSGPACK:
+        _weigh_msgpack(body, limit)
+
+
+def _weigh_msgpack(body: bytes, limit: int) -> None:
+    left = limit
+
+    def count(entries: Any) -> None:
+        nonlocal left
+        left -= _TABLE + _ENTRY * len(entries)
+        if left < 0:
+            raise TooHeavyError(
+                f"the body's tables need more than the handler's {limit} bytes: raise `memoryLimit`,"
+                " or send less"
+            )
+
+    with contextlib.suppress(ValueError, TypeError):  # what is no MessagePack, decoding will tell
+        msgpack.unpackb(
+            body, strict_map_key=False, raw=True, use_list=False, list_hook=count, object_pairs_hook=count
+        )
+
+
+def _weight(body: bytes) -> int:
+    return _ENTRY * body.count(b",") + _TABLE * (body.count(b"[") + body.count(b"{"))
 
 
 def decode(body: bytes, content_type: str | None, codec: str) -> Any:

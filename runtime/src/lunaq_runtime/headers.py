@@ -13,14 +13,11 @@ from decimal import Decimal
 from typing import Any
 
 from lunaq_runtime.codecs import CodecError
+from lunaq_runtime.limits import MAX_HEADER_BYTES, MAX_HEADERS
 from lunaq_runtime.message import PERSISTENT, Properties
 
 PRIORITY_WORDS = {"low": 0, "normal": 4, "high": 9}
 """What the words of the neutral `priority` header mean as an AMQP priority (design.md section 4)."""
-
-MAX_HEADERS = 256
-MAX_HEADER_BYTES = 32 * 1024
-"""What one publish may carry: AMQP needs all of it in one frame, or the broker closes the connection."""
 
 _MAX_PRIORITY_HEADER = 9
 _MAX_PRIORITY = 255

@@ -11,13 +11,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from lunaq_runtime.limits import MAX_DEPTH
 from lunaq_runtime.lua.errors import HandlerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-MAX_DEPTH = 128
-"""How deep tables may nest, in both directions (lua-api.md 1.2.1)."""
 
 _MAX_INTEGER = 2**63 - 1
 _MIN_INTEGER = -(2**63)

@@ -10,7 +10,7 @@ import functools
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from lunaq_runtime import codecs, durations
+from lunaq_runtime import codecs, durations, limits
 from lunaq_runtime.lua import bridge, uuids, zones
 from lunaq_runtime.lua.bridge import shown, take, text
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, HandlerError
@@ -23,6 +23,33 @@ if TYPE_CHECKING:
     from lunaq_runtime.lua.host import Host, Identity, MessageContext
     from lunaq_runtime.lua.memory import MemoryGuard
     from lunaq_runtime.lua.modules.services import Services
+
+
+class LogVolume:
+    """How much one message may still log."""
+
+    def __init__(self) -> None:
+        self._records = self._bytes = self._dropped = 0
+
+    def admits(self, size: int) -> bool:
+        """Count a record of about `size` bytes; False where it is to be dropped."""
+        self._records += 1
+        self._bytes += min(size, limits.MAX_LOG_RECORD)
+        if self._records <= limits.MAX_LOG_RECORDS and self._bytes <= limits.MAX_LOG_BYTES:
+            return True
+        self._dropped += 1
+        return False
+
+    def start_anew(self) -> str:
+        """Begin with the next message; tell what of this one was dropped, if something was."""
+        dropped = self._dropped
+        self._records = self._bytes = self._dropped = 0
+        if not dropped:
+            return ""
+        return (
+            f"dropped {dropped} log records of this message: at most {limits.MAX_LOG_RECORDS} records and"
+            f" {limits.MAX_LOG_BYTES} bytes are written for one"
+        )
 
 
 def _never() -> HandlerError | None:
@@ -47,6 +74,7 @@ class Callbacks:
         self._fed: list[Any] = []
         self._context: MessageContext | None = None
         self._interrupted_by = _never
+        self._log_volume = LogVolume()
         self.out_of_memory = False
 
     def bind(self, to_lua: Callable[[Any], Any], memory: MemoryGuard) -> None:
@@ -63,6 +91,8 @@ class Callbacks:
 
     def end(self) -> None:
         """Forget the message."""
+        if told := self._log_volume.start_anew():
+            self._host.log("warn", told, self._automatic_fields(), "")
         self._context = None
         self._interrupted_by = _never
 
@@ -74,6 +104,10 @@ class Callbacks:
     def _fit(self, need: int = 0) -> bool:
         memory = self._memory()
         return memory is not None and memory.fit(need)
+
+    def _burden(self, value: Any) -> None:
+        if memory := self._memory():
+            memory.burden(value)
 
     def exported(self) -> dict[bytes, Any]:
         """Build the table `S.host` of the prelude."""
@@ -136,7 +170,8 @@ class Callbacks:
 
     def warn(self, message: str) -> None:
         """Log a warning about the message being handled."""
-        self._host.log("warn", message, self._automatic_fields(), "")
+        if self._log_volume.admits(len(message)):
+            self._host.log("warn", message, self._automatic_fields(), "")
 
     def take_fed(self, tokens: tuple[Any, ...]) -> list[Any]:
         """Join what was fed before to the last tokens of a stream."""
@@ -156,7 +191,10 @@ class Callbacks:
             except Exception as error:  # noqa: BLE001 - no other exception may reach Lua
                 failure = HandlerError(f"internal error: {type(error).__name__}: {error}", INTERNAL)
             else:
+                if result.__class__ is not bytes:
+                    self._burden(result)
                 return result if self._fit(size_of(result)) else self._exhausted()
+            self._burden(failure)
             if self._fit():
                 raise failure
             return self._exhausted()
@@ -192,11 +230,15 @@ class Callbacks:
         return fields
 
     def _log(self, level: bytes, message: bytes, name: bytes, location: bytes, *tokens: Any) -> None:
+        stream = self.take_fed(tokens)
+        if not self._log_volume.admits(len(message) + size_of(tuple(stream))):
+            return
         fields = self._automatic_fields()
         fields["location"] = shown(location)
-        given = take(iter(self.take_fed(tokens)))
+        given = take(iter(stream))
         fields.update((shown(key), value) for key, value in given.items())
-        self._host.log(level.decode(), shown(message), fields, shown(name))
+        text = _cut(shown(message[: limits.MAX_LOG_RECORD + 1]), limits.MAX_LOG_RECORD)
+        self._host.log(level.decode(), text, fields, _cut(shown(name), limits.MAX_LOGGER_NAME))
 
     def _make_error(
         self,
@@ -208,7 +250,7 @@ class Callbacks:
     ) -> HandlerError:
         details = take(iter(self.take_fed(tokens))) if tokens else None
         return HandlerError(
-            shown(message), shown(kind), retryable=retryable, details=details, frames=_lines(frames)
+            _error_text(message), shown(kind), retryable=retryable, details=details, frames=_lines(frames)
         )
 
     def _error_call_stack(self, error: HandlerError) -> Any:
@@ -242,6 +284,12 @@ class Callbacks:
             return False, HandlerError(reason, INTERNAL, retryable=False)
 
     def _json_decode(self, source: bytes) -> tuple[bool, Any]:
+        if len(source) > limits.MAX_BODY:
+            reason = f"the text has {len(source)} bytes, more than {limits.MAX_BODY}"
+            return False, HandlerError(reason, INTERNAL, retryable=False)
+        if len(source) >= codecs.HEAVY and not self._fit(codecs.weigh_json(source)):
+            self.out_of_memory = True
+            return False, None
         try:
             return True, self.to_lua(codecs.decode(source, None, codecs.JSON))
         except codecs.CodecError as error:
@@ -263,20 +311,28 @@ def _bytes(value: str) -> bytes:
     return value.encode("utf-8", "surrogateescape")
 
 
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _error_text(message: bytes) -> str:
+    return _cut(shown(message[: limits.MAX_ERROR_TEXT + 1]), limits.MAX_ERROR_TEXT)
+
+
 def _lines(frames: bytes) -> tuple[str, ...]:
     return tuple(shown(frames).split("\n")) if frames else ()
 
 
 def _wrap_error(parent: Any, context: bytes, frames: bytes) -> HandlerError:
     if isinstance(parent, bytes):
-        parent = HandlerError(shown(parent), frames=_lines(frames))
+        parent = HandlerError(_error_text(parent), frames=_lines(frames))
     inner = _own(parent)
     return HandlerError(
         inner.text,
         inner.kind_value,
         retryable=inner.is_retryable,
         details=inner.detail_values,
-        contexts=(shown(context), *inner.contexts),
+        contexts=(_error_text(context), *inner.contexts)[: limits.MAX_ERROR_CONTEXTS],
         frames=inner.frames or _lines(frames),
     )
 

@@ -59,6 +59,22 @@ class HandlerError(Exception):
         self.detail_values = details or None
         self.contexts = contexts
         self.frames = frames
+        self.burden: object | None = None  # what a Lua state counts for it (lua.memory)
+
+    @property
+    def size(self) -> int:
+        """Estimate the bytes of its texts and details."""
+        texts = len(self.text) + sum(map(len, self.contexts)) + sum(map(len, self.frames))
+        return texts + (_size_of(self.detail_values) if self.detail_values else 0)
+
+
+def _size_of(value: Any) -> int:
+    """Estimate the bytes of plain data; each value counts as a small object."""
+    if isinstance(value, dict):
+        return sum(_size_of(key) + _size_of(item) for key, item in value.items()) + 64
+    if isinstance(value, list):
+        return sum(map(_size_of, value)) + 64
+    return 56 + (len(value) if isinstance(value, (str, bytes)) else 0)
 
 
 class HandlerLoadError(Exception):

@@ -134,7 +134,10 @@ class Invocation:
 
     def _make_room(self, value: Any) -> None:
         """Raise MemoryError where handing over `value` would go beyond the limit."""
-        if self._state.callbacks.out_of_memory or not self._state.memory.fit(size_of(value)):
+        memory = self._state.memory
+        if value.__class__ is tuple:
+            memory.burden(value)
+        if self._state.callbacks.out_of_memory or not memory.fit(size_of(value)):
             raise MemoryError
 
     def _to_lua(self, reply: tuple[Any, ...]) -> list[Any]:

@@ -8,13 +8,36 @@ something over asks here for room first.
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from lunaq_runtime.lua.errors import HandlerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MARGIN = 4 * 1024
 """Bytes that handing over a small value or an exception may need."""
 
 RESERVE = 256 * 1024
 """Bytes by which a state may exceed its limit, in steps of what is handed over; then nothing is any more."""
+
+
+ERROR_WEIGHT = 2 * 1024
+"""Bytes that an error object is taken to use in Python, besides its texts."""
+
+
+class Burden:
+    """What a Python object that Lua holds takes from a state's limit, for as long as the object lives."""
+
+    def __init__(self, guard: MemoryGuard, size: int) -> None:
+        self._guard = weakref.ref(guard)
+        self._size = size
+        guard.lower(size)
+
+    def __del__(self) -> None:
+        if guard := self._guard():
+            guard.lower(-self._size)
 
 
 class MemoryGuard:
@@ -25,6 +48,26 @@ class MemoryGuard:
         self._set = runtime.set_max_memory
         self._limit = 0
         self._current = 0
+        self._collect: Callable[[], Any] | None = None
+
+    def collect_with(self, collect: Callable[[], Any]) -> None:
+        """Take a function that collects Lua's garbage at once."""
+        self._collect = collect
+
+    def lower(self, size: int) -> None:
+        """Take `size` bytes from the limit for what Python keeps on behalf of Lua; it holds from `fit` on."""
+        if self._limit:
+            self._limit -= size
+
+    def burden(self, value: Any) -> None:
+        """Count a HandlerError, or those of a tuple, that Lua is about to hold."""
+        if isinstance(value, HandlerError):
+            if value.burden is None:
+                value.burden = Burden(self, ERROR_WEIGHT + value.size)
+        elif value.__class__ is tuple:
+            for part in value:
+                if isinstance(part, HandlerError):
+                    self.burden(part)
 
     def limit_to(self, limit: int) -> None:
         """Allow `limit` bytes beyond what is in use now."""
@@ -35,7 +78,13 @@ class MemoryGuard:
         """Make room for handing over `need` bytes and a margin; False where the limit forbids it."""
         used = self._used(total=True)
         if self._limit and used + need > self._limit + RESERVE:
-            return False
+            # Some of it may be garbage that Lua has had no reason to collect yet.
+            if self._collect is not None:
+                self._apply(0)
+                self._collect()
+                used = self._used(total=True)
+            if used + need > self._limit + RESERVE:
+                return False
         self._apply(max(self._limit, used + need + MARGIN) if self._limit else 0)
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from lunaq_runtime import limits
 from lunaq_runtime.lua import bridge
 from lunaq_runtime.lua.callbacks import Callbacks
 from lunaq_runtime.lua.check import explain
@@ -88,6 +89,7 @@ class LuaState:
         self.lua_abandon: Callable[[], None] = shared[b"abandon"]
         self._new_object = shared[b"new_object"]
         self._grant(shared)
+        self.memory.collect_with(shared[b"collect"])
         self.memory.limit_to(handler.memory_limit)
         self._load(shared)
 
@@ -132,6 +134,14 @@ class LuaState:
                 b"kinds": table({encode(name): encode(value) for name, value in KINDS.items()}),
                 b"known": table({encode(name): True for name in KNOWN_MODULES - ALWAYS}),
                 b"modules": table({}),
+                b"limits": table(
+                    {
+                        b"body": limits.MAX_BODY,
+                        b"depth": limits.MAX_DEPTH,
+                        b"fields": limits.MAX_LOG_RECORD,
+                        b"pattern_steps": limits.PATTERN_STEPS,
+                    }
+                ),
                 b"all_granted": self.handler.modules is None,
                 b"actor_id": encode(identity.consumer_id),
             }

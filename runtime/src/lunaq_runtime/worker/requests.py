@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lunaq_runtime import codecs, headers
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.ids import Id, exchange_name
+from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
 from lunaq_runtime.lua.requests import Info, Publish, Sleep
 from lunaq_runtime.message import Outgoing
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from lunaq_runtime.worker.counters import Counters
 
 logger = logging.getLogger(__name__)
-
-MAX_BODY = 16 * 1024 * 1024
-"""Bytes of a body, sent or received: RabbitMQ 4 takes no larger one."""
 
 Reply = tuple[Any, ...]
 

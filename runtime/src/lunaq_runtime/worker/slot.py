@@ -11,11 +11,11 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lunaq_runtime import codecs
+from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
 from lunaq_runtime.lua.requests import Finished
 from lunaq_runtime.retry import DECODE_ERROR, TOO_LARGE, Poison
 from lunaq_runtime.worker.context import DeliveryContext
-from lunaq_runtime.worker.requests import MAX_BODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,7 @@ class Slot:
     def __init__(self, consumer: Consumer, codec: str, make_state: Callable[[], State]) -> None:
         self._label = f"consumer {consumer.id}"
         self._codec = codec
+        self._memory_limit = consumer.handler.memory_limit
         self._make_state = make_state
         self._context = DeliveryContext(consumer)
         self._state: State | None = None
@@ -82,7 +83,11 @@ class Slot:
         if len(body) > MAX_BODY:
             return Poison(TOO_LARGE, f"the body has {len(body)} bytes, more than {MAX_BODY}")
         try:
+            if len(body) >= codecs.HEAVY:
+                codecs.check_weight(body, delivery.content_type, self._codec, self._memory_limit)
             value = codecs.decode(body, delivery.content_type, self._codec)
+        except codecs.TooHeavyError as error:
+            return Poison(TOO_LARGE, str(error))
         except codecs.CodecError as error:
             return Poison(DECODE_ERROR, str(error))
         self._context.point_at(delivery)

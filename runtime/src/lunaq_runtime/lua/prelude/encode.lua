@@ -8,7 +8,8 @@ local mathtype, unpack = math.type, table.unpack
 local metatable_of, opaque, call = S.raw_metatable, S.opaque, S.call
 local ARRAY, OBJECT, error_text, feed = S.host.ARRAY, S.host.OBJECT, S.host.error_text, S.host.feed
 
-local MAX_DEPTH = 128
+local MAX_DEPTH, MAX_BODY, MAX_FIELDS = S.limits.depth, S.limits.body, S.limits.fields
+local TOKEN = 8 -- bytes that a value counts in fields, besides its text
 local CHUNK = 100 -- values per call to Python; with more of them, lupa gets slower for each
 
 local empty_object = { __name = "object" }
@@ -19,6 +20,7 @@ function S.new_object()
 end
 
 local refusal -- why the value being flattened cannot be encoded
+local room, most -- bytes that the value may still have, and may have at all: what is encoded is copied
 
 local function refuse(text)
   refusal = text
@@ -48,6 +50,14 @@ local function kind_of(value)
   return OBJECT, count
 end
 
+-- Counts `bytes` of the value. The count is of what is encoded, so a text that is there twice counts twice.
+local function take(bytes)
+  room = room - bytes
+  if room < 0 then
+    refuse("cannot encode more than " .. most .. " bytes")
+  end
+end
+
 local flatten
 
 local function flatten_table(value, out, n, depth, seen)
@@ -67,6 +77,9 @@ local function flatten_table(value, out, n, depth, seen)
     end
   else
     for key, item in next, value do
+      if type(key) == "string" then
+        take(#key)
+      end
       out[n + 1] = key
       n = flatten(item, out, n + 1, depth + 1, seen)
     end
@@ -77,12 +90,17 @@ end
 
 function flatten(value, out, n, depth, seen)
   local kind = type(value)
-  if kind == "string" or kind == "number" or kind == "boolean" then
+  if kind == "string" then
+    take(#value)
+    out[n + 1] = value
+  elseif kind == "number" or kind == "boolean" then
     out[n + 1] = value
   elseif kind == "table" and not opaque[metatable_of(value)] then
     return flatten_table(value, out, n, depth, seen)
   elseif kind == "userdata" then
-    out[n + 1] = call(error_text, value)
+    local text = call(error_text, value)
+    take(#text)
+    out[n + 1] = text
   else
     out[n + 1] = nil -- assigned on purpose: a refused value may have left a token here
   end
@@ -90,10 +108,15 @@ function flatten(value, out, n, depth, seen)
 end
 
 -- Appends `value` to `out` after position n; returns the new length, or nil and why it cannot be encoded.
-function S.flatten(value, out, n)
-  if type(value) ~= "table" then
-    return flatten(value, out, n, 0)
+-- `limit` is of bytes, that of a body where there is none.
+function S.flatten(value, out, n, limit)
+  local kind = type(value)
+  if kind == "number" or kind == "boolean" or value == nil then
+    out[n + 1] = value
+    return n + 1
   end
+  most = limit or MAX_BODY
+  room = most
   local ok, result = pcall(flatten, value, out, n, 0, {})
   if ok then
     return result
@@ -103,20 +126,26 @@ function S.flatten(value, out, n)
   error(result, 0)
 end
 
--- Appends the string-keyed entries of `value` as an object; what cannot be encoded becomes `<why>`.
+-- Appends the string-keyed entries of `value` as an object; what cannot be encoded becomes `<why>`, and
+-- entries beyond MAX_FIELDS bytes are left out.
 function S.flatten_fields(value, out, n)
+  local left = MAX_FIELDS
   out[n + 1] = OBJECT
   local at, count = n + 2, 0
   n = at
   if value then
     for key, item in next, value do
-      if type(key) == "string" then
-        local length, why = S.flatten(item, out, n + 1)
+      if type(key) == "string" and #key < left then
+        left = left - #key
+        room = left
+        local length, why = S.flatten(item, out, n + 1, left)
         if not length then
+          room = left
           out[n + 2] = "<" .. why .. ">"
           length = n + 2
         end
         out[n + 1] = key
+        left = room - TOKEN * (length - n)
         n, count = length, count + 1
       end
     end

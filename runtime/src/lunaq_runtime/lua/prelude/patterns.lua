@@ -7,7 +7,7 @@ local find, gsub, sub, byte = string.find, string.gsub, string.sub, string.byte
 local error, type, ipairs, next, pcall = error, type, ipairs, next, pcall
 
 local CHEAP = 1000000 -- steps in one C call that need no look at the clock; some 3 ms
-local LIMIT = 100000000 -- steps that one C call may take at all; some 0.3 s
+local LIMIT = S.limits.pattern_steps -- steps that one C call may take at all; some 0.3 s
 local MAX_CACHED = 256 -- patterns; a longer one than MAX_CACHED bytes is analysed each time
 local MAX_CAPTURES = 32
 

@@ -8,7 +8,7 @@ local globals = _G
 
 S.getinfo, S.sethook, S.traceback = debug.getinfo, debug.sethook, debug.traceback
 S.raw_metatable = debug.getmetatable
-S.load, S.tostring, S.rawget = load, tostring, rawget
+S.load, S.tostring, S.rawget, S.collect = load, tostring, rawget, collectgarbage
 
 -- All Python objects share one metatable. Without __index and __call a handler can neither read an
 -- attribute of one nor call one; the prelude calls through the captured function.

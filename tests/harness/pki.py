@@ -34,15 +34,17 @@ class Pki:
         """Give the path of a file in the folder, such as `ca.crt`."""
         return str(self.folder / name)
 
-    def server(self, name: str, hosts: Sequence[str], addresses: Sequence[str]) -> None:
+    def server(
+        self, name: str, hosts: Sequence[str], addresses: Sequence[str], *, expired: bool = False
+    ) -> None:
         """Sign `<name>.crt` for a server that answers by these names and addresses."""
         names = [f"DNS:{host}" for host in hosts] + [f"IP:{address}" for address in addresses]
-        self._sign(name, f"/CN={name}", f"subjectAltName={','.join(names)}")
+        self._sign(name, f"/CN={name}", f"subjectAltName={','.join(names)}", expired=expired)
 
-    def client(self, name: str, user: str, group: str | None = None) -> None:
-        """Sign `<name>.crt` for a Kubernetes user, in a group if given."""
+    def client(self, name: str, user: str, group: str | None = None, *, expired: bool = False) -> None:
+        """Sign `<name>.crt` for a user, in a Kubernetes group if given."""
         subject = f"/O={group}/CN={user}" if group else f"/CN={user}"
-        self._sign(name, subject, "extendedKeyUsage=clientAuth")
+        self._sign(name, subject, "extendedKeyUsage=clientAuth", expired=expired)
 
     def kubeconfig(self, name: str, server: str) -> Path:
         """Write `<name>.conf`: the client certificate `name` against the API server `server`."""
@@ -75,12 +77,12 @@ class Pki:
             f"{name}.key",
         ]
 
-    def _sign(self, name: str, subject: str, extension: str) -> None:
+    def _sign(self, name: str, subject: str, extension: str, *, expired: bool) -> None:
         (self.folder / f"{name}.ext").write_text(extension)
         self._run("req", *self._new_key(name), "-subj", subject, "-out", f"{name}.csr")
         self._run(
             *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-days", _DAYS, "-extfile", f"{name}.ext", "-out", f"{name}.crt"),
+            *("-days", "-1" if expired else _DAYS, "-extfile", f"{name}.ext", "-out", f"{name}.crt"),
         )
 
     def _run(self, *args: str) -> None:

@@ -174,7 +174,7 @@ def test_what_is_not_in_effect_yet():
         for kind, crd in KINDS.items()
     }
     assert marked == {
-        "Broker": ["spec.tls"],
+        "Broker": [],
         "Queue": [],
         "Consumer": ["spec.scaling"],
     }

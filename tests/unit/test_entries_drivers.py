@@ -103,3 +103,21 @@ def test_a_drivers_secrets_are_not_in_its_text() -> None:
 def test_accepting_any_certificate_is_warned_about() -> None:
     entry = {"name": "b", "kind": "queue.driver.amqp", "tls": {"enabled": True, "insecure_skip_verify": True}}
     assert "any certificate is accepted" in parse({"entries": [entry]}).warnings[0]
+
+
+def test_files_of_tls_reach_the_model_unread() -> None:
+    tls = {"ca_file": "/no/ca.crt", "cert_file": "/no/tls.crt", "key_file": "/no/tls.key"}
+    assert driver(url="amqps://h", tls=tls).tls == Tls(**tls)
+
+
+@pytest.mark.parametrize(
+    ("tls", "told"),
+    [
+        ({"ca": "PEM", "ca_file": "/ca.crt"}, r"tls\.ca_file: cannot be given beside tls\.ca: remove one"),
+        ({"cert_file": "/tls.crt"}, "cert_file and key_file only go together"),
+        ({"key_file": "/tls.key"}, "cert_file and key_file only go together"),
+    ],
+)
+def test_files_that_do_not_go_together_are_refused(tls: dict[str, str], told: str) -> None:
+    with pytest.raises(EntriesError, match=told):
+        driver(url="amqps://h", tls=tls)

@@ -12,6 +12,7 @@ import uvloop
 
 from harness.pki import Pki
 from lunaq_runtime import tls
+from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.entries.model import Tls
 from lunaq_runtime.entries.parse import EntriesError
 
@@ -112,3 +113,21 @@ def test_text_that_is_not_pem_is_named_and_not_repeated(settings: Tls, what: str
         tls.context(settings)
     assert str(caught.value).startswith(f"tls: {what} cannot be read")
     assert "secret" not in str(caught.value)
+
+
+def test_files_are_read_anew_at_each_connect(pki: Pki, tmp_path: Path) -> None:
+    file = tmp_path / "ca.crt"
+    make = tls.at_connect(Tls(ca_file=str(file)))
+    assert callable(make)
+    with pytest.raises(BrokerError, match=r"tls\.ca_file: .*ca\.crt cannot be read: No such file"):
+        make()
+    file.write_text("rubbish")
+    with pytest.raises(BrokerError, match="ca cannot be read"):
+        make()
+    file.write_text(text(pki, "ca.crt"))
+    assert len(make().get_ca_certs()) == 1
+
+
+def test_texts_are_read_once(pki: Pki) -> None:
+    made = tls.at_connect(Tls(ca=text(pki, "ca.crt")))
+    assert isinstance(made, ssl.SSLContext)

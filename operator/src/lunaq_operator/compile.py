@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lunaq_operator import names
+from lunaq_operator import names, pod_tls
 from lunaq_operator.resources import SpecError
 from lunaq_runtime import durations
 from lunaq_runtime.entries import model
@@ -51,7 +51,7 @@ def entries_document(
     """
     known = [queue, *(other for other in others if other.id != queue.id and _needs_telling(other, queue))]
     entries = [
-        _driver(broker),
+        _driver(broker, consumer.namespace),
         *(
             _queue(one, broker, cluster=cluster)
             for one in sorted(known, key=lambda one: (one.id != queue.id, one.id))
@@ -120,11 +120,12 @@ def _driver_id(namespace: str, broker: str) -> Id:
     return Id(namespace, broker)
 
 
-def _driver(broker: Broker) -> Document:
+def _driver(broker: Broker, namespace: str) -> Document:
     return {
         "name": str(_driver_id(broker.namespace, broker.name)),
         "kind": "queue.driver.amqp",
         "url": broker.cluster_uri,
+        **pod_tls.driver_fields(pod_tls.pod_tls(broker, namespace)),
     }
 
 

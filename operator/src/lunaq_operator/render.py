@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lunaq_operator import names
+from lunaq_operator import names, pod_tls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lunaq_operator.pod_tls import PodTls
     from lunaq_operator.resources import Consumer
 
 Manifest = dict[str, Any]
@@ -105,7 +106,13 @@ def credentials_secret(
 
 
 def deployment(
-    consumer: Consumer, *, entries: str, credentials_secret: str, runtime: Runtime, replicas: int
+    consumer: Consumer,
+    *,
+    entries: str,
+    credentials_secret: str,
+    runtime: Runtime,
+    replicas: int,
+    tls: PodTls | None = None,
 ) -> Manifest:
     """Return the Deployment.
 
@@ -126,7 +133,9 @@ def deployment(
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
                 "metadata": pod_metadata,
-                "spec": _pod(consumer, credentials_secret=credentials_secret, runtime=runtime),
+                "spec": _with_tls(
+                    _pod(consumer, credentials_secret=credentials_secret, runtime=runtime), tls
+                ),
             },
         },
     }
@@ -214,6 +223,17 @@ def _pod(consumer: Consumer, *, credentials_secret: str, runtime: Runtime) -> Ma
         ],
         **{key: value for key, value in chosen.items() if value},
     }
+
+
+def _with_tls(pod: Manifest, tls: PodTls | None) -> Manifest:
+    """Mount the files that the driver's entry names."""
+    volume = pod_tls.volume(tls, "tls")
+    if volume is None:
+        return pod
+    (container,) = pod["containers"]
+    mount = {"name": "tls", "mountPath": pod_tls.PATH, "readOnly": True}
+    mounted = {**container, "volumeMounts": [*container["volumeMounts"], mount]}
+    return {**pod, "containers": [mounted], "volumes": [*pod["volumes"], volume]}
 
 
 def _container(consumer: Consumer, runtime: Runtime) -> Manifest:

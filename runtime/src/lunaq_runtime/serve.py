@@ -156,7 +156,7 @@ def _broker(driver: Driver, url: str, credentials: MountedCredentials | None) ->
             connection_timeout=driver.connection_timeout,
             reconnect_delay=driver.reconnect_delay,
             reconnect_max_delay=driver.reconnect_max_delay,
-            tls=tls.context(driver.tls) if driver.tls else None,
+            tls=tls.at_connect(driver.tls) if driver.tls else None,
         )
     except ValueError as error:
         where = "--broker-url" if url else f"driver {driver.id}"

@@ -1,12 +1,15 @@
-"""TLS contexts from the PEM texts of an entries document; used by `runner`."""
+"""TLS contexts from the PEM texts and files of an entries document; used by `serve` and the operator."""
 
 from __future__ import annotations
 
 import os
 import ssl
 import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.entries.parse import EntriesError
 
 if TYPE_CHECKING:
@@ -30,6 +33,44 @@ def context(tls: Tls) -> ssl.SSLContext:
     if tls.cert:
         _load("cert and key", lambda: _load_cert_chain(made, tls.cert, tls.key))
     return made
+
+
+def at_connect(tls: Tls) -> ssl.SSLContext | Callable[[], ssl.SSLContext]:
+    """Give what a connection takes: a context, or where files are named, what makes one of them anew.
+
+    EntriesError at once where a text cannot be read; BrokerError at the connect where a file cannot.
+    """
+    if not (tls.ca_file or tls.cert_file):
+        return context(tls)
+
+    def read() -> ssl.SSLContext:
+        try:
+            return context(_with_files(tls))
+        except EntriesError as error:
+            raise BrokerError("connection", str(error)) from None
+
+    return read
+
+
+def _with_files(tls: Tls) -> Tls:
+    """Fill the texts from the files."""
+    return replace(
+        tls,
+        ca=_text("ca_file", tls.ca_file, tls.ca),
+        cert=_text("cert_file", tls.cert_file, tls.cert),
+        key=_text("key_file", tls.key_file, tls.key),
+    )
+
+
+def _text(field: str, path: str, otherwise: str) -> str:
+    if not path:
+        return otherwise
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError as error:
+        raise EntriesError([f"tls.{field}: {path} cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise EntriesError([f"tls.{field}: {path} is not PEM text"]) from None
 
 
 class _Context(ssl.SSLContext):

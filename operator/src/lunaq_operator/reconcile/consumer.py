@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lunaq_operator import compile as compiler
-from lunaq_operator import conditions, explain, kinds, names, render
+from lunaq_operator import conditions, explain, kinds, names, pod_tls, render
 from lunaq_operator.conditions import Reason
 from lunaq_operator.reconcile import (
     access,
@@ -28,6 +28,7 @@ from lunaq_operator.references import service_account_of
 from lunaq_operator.resources import SpecError, parse_consumer
 
 if TYPE_CHECKING:
+    from lunaq_operator.pod_tls import PodTls
     from lunaq_operator.reconcile.context import Context
     from lunaq_operator.reconcile.readiness import Ready
     from lunaq_operator.resources import Broker, Consumer, Queue
@@ -90,7 +91,8 @@ async def _bring_about(context: Context, key: Key, obj: Obj, consumer: Consumer,
         found.again = _sooner(found.again, context.settings.source_recheck)
     code.check(context, consumer, source)
     entries = _entries(context, consumer, queue, broker, source)
-    wanted, replicas = _objects(context, consumer, provided.secret, entries, queue_obj, found)
+    tls = pod_tls.pod_tls(broker, consumer.namespace)
+    wanted, replicas = _objects(context, consumer, provided.secret, entries, queue_obj, found, tls)
     for manifest in wanted:
         applied, _ = await objects.apply(context, consumer, manifest)
         if manifest["kind"] == kinds.DEPLOYMENTS.kind:
@@ -237,7 +239,13 @@ def _parsed(obj: Obj) -> Queue | None:
 
 
 def _objects(
-    context: Context, consumer: Consumer, credentials: str, entries: str, queue: Obj, found: Findings
+    context: Context,
+    consumer: Consumer,
+    credentials: str,
+    entries: str,
+    queue: Obj,
+    found: Findings,
+    tls: PodTls | None,
 ) -> tuple[list[Obj], int]:
     """Return all objects but the policy, in the order in which they are needed, and the replicas."""
     settings = context.settings
@@ -255,6 +263,7 @@ def _objects(
             image_pull_secrets=settings.runtime_image_pull_secrets,
         ),
         replicas=replicas,
+        tls=tls,
     )
     account = render.service_account(consumer)
     accounts = [account] if account is not None else []

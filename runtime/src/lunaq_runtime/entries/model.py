@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS of a connection; `ca`, `cert` and `key` are PEM texts, empty where not given."""
+    """TLS of a connection; `ca`, `cert` and `key` are PEM texts, empty where not given.
+
+    Their `_file`s are paths of the same, read at every connect, so that what rotates is picked up.
+    """
 
     server_name: str = ""
     ca: str = ""
     cert: str = ""
     key: str = field(default="", repr=False)
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
     insecure_skip_verify: bool = False
 
 

@@ -76,12 +76,19 @@ def _url(values: dict[str, Any], place: Place) -> str:
 
 def _tls(values: dict[str, Any], place: Place, environ: Mapping[str, str]) -> Tls | None:
     texts = {name: _tls_text(values, name, place, environ) for name in ("ca", "cert", "key")}
+    files = {f"{name}_file": values[f"{name}_file"] for name in texts}
+    for name, text in texts.items():
+        if text and files[f"{name}_file"]:
+            place.error(f"tls.{name}_file", f"cannot be given beside tls.{name}: remove one of them")
     if bool(texts["cert"]) != bool(texts["key"]):
         place.error("tls", "cert and key only go together: give both, or none")
+    if bool(files["cert_file"]) != bool(files["key_file"]):
+        place.error("tls", "cert_file and key_file only go together: give both, or none")
     tls = Tls(
         server_name=values["server_name"],
         insecure_skip_verify=values["insecure_skip_verify"],
         **texts,
+        **files,
     )
     if tls.insecure_skip_verify:
         place.warn("tls.insecure_skip_verify", "any certificate is accepted: use tls.ca instead")

@@ -174,6 +174,10 @@ _TLS = _object(
             for name, what in (("cert", "client's certificate"), ("key", "client's key"), ("ca", "authority"))
         },
         **{
+            f"{name}_file": _text(f"Path of the same as `{name}`, read at every connect.", default="")
+            for name in ("cert", "key", "ca")
+        },
+        **{
             f"{name}_env": _text(f"Deprecated: the variable that holds `{name}`.", default="")
             for name in ("cert", "key", "ca")
         },

@@ -32,7 +32,8 @@ class AmqpBroker:
     """A Broker over AMQP 0-9-1.
 
     `credentials` returns user name and password and is asked at every connect, so that rotated ones are
-    picked up; without it, those of the URL are used. `tls` goes with `amqps`. Times are in seconds and win
+    picked up; without it, those of the URL are used. `tls` goes with `amqps`, and is asked likewise where it
+    is a callable. Times are in seconds and win
     over the URL's query parameters.
     """
 
@@ -46,7 +47,7 @@ class AmqpBroker:
         connection_timeout: float | None = None,
         reconnect_delay: float = 1.0,
         reconnect_max_delay: float = 30.0,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self._endpoint = Endpoint.parse(url)
         self._credentials = credentials
@@ -199,7 +200,8 @@ class AmqpBroker:
                 raise BrokerError("connection", f"{text} ({type(error).__name__})") from error
         url = endpoint.url(username, password, self._heartbeat, self._connection_name)
         what = f"cannot connect to {endpoint}"
-        self._link = await open_link(url, endpoint.vhost, what, self._connection_timeout, self._tls)
+        tls = self._tls() if callable(self._tls) else self._tls
+        self._link = await open_link(url, endpoint.vhost, what, self._connection_timeout, tls)
         self._server = self._link.server
         self._publisher = Publisher(self._link)
         self._up.set()

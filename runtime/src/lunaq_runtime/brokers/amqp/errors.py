@@ -39,6 +39,8 @@ def translated(what: str) -> Iterator[None]:
 
 def broker_error(what: str, error: BaseException) -> BrokerError:  # noqa: C901, PLR0911 - one case per meaning
     """Translate one exception; texts of a broker name objects and arguments, never credentials."""
+    if (tls := _tls_error(error)) is not None:
+        return BrokerError("connection", f"{what}: {_tls_text(tls)}")
     match error:
         case BrokerError():
             return error
@@ -60,12 +62,40 @@ def broker_error(what: str, error: BaseException) -> BrokerError:  # noqa: C901,
             return BrokerError("access_refused", f"{what}: the broker refused the credentials")
         case TimeoutError():
             return BrokerError("timeout", f"{what}: no answer in time")
-        case ssl.SSLError():
-            return BrokerError("connection", f"{what}: TLS failed: {error.reason or type(error).__name__}")
         case amqp.AMQPError() | OSError() | RuntimeError() | EOFError():
             return BrokerError("connection", f"{what}: {_text(error) or type(error).__name__}")
         case _:
             return BrokerError("connection", f"{what}: {type(error).__name__}")
+
+
+_ALERTS = {
+    "CERTIFICATE_REQUIRED": "the broker requires a client certificate: give one",
+    "HANDSHAKE_FAILURE": "the broker refused the handshake, perhaps for want of a client certificate",
+    "UNKNOWN_CA": "the broker does not trust the client certificate's authority",
+    "CERTIFICATE_EXPIRED": "the broker finds the client certificate expired",
+    "BAD_CERTIFICATE": "the broker refuses the client certificate",
+    "CERTIFICATE_UNKNOWN": "the broker refuses the client certificate",
+    "WRONG_VERSION_NUMBER": "the port does not speak TLS: use amqp:// there, or the port of amqps",
+}
+"""What the other side's alert means, by a part of OpenSSL's reason."""
+
+
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    """Find the failure of TLS that aiormq may have wrapped."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLError):
+        found = found.__cause__
+    return found
+
+
+def _tls_text(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is not accepted: {error.verify_message}"
+    reason = error.reason or type(error).__name__
+    for part, text in _ALERTS.items():
+        if part in reason:
+            return f"TLS failed: {text} ({reason})"
+    return f"TLS failed: {reason}"
 
 
 def _text(error: BaseException) -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from aiormq.channel import Channel
     from yarl import URL
 
+_CUT_OFF = "; over TLS, a broker that requires a client certificate, or refuses the one it got, may do so"
+
 CLOSE_TIMEOUT = 5.0
 """Seconds for an orderly goodbye, before the connection is simply dropped."""
 
@@ -111,9 +113,15 @@ async def open_link(
     tolerant.install()
     connection = Connection(url, context=tls, client_properties={"product": "Lunaq"})
     connection.vhost = vhost
-    with translated(what):
-        async with asyncio.timeout(seconds):
-            await connection.connect()
+    try:
+        with translated(what):
+            async with asyncio.timeout(seconds):
+                await connection.connect()
+    except BrokerError as error:
+        # The alert that says why may be lost in the reset that follows it.
+        if tls is not None and ("reset" in str(error) or "unexpectedly closed" in str(error)):
+            raise BrokerError(error.reason, f"{error}{_CUT_OFF}") from error
+        raise
     try:
         await _require_confirms(connection, what, seconds)
     except BaseException:

@@ -17,6 +17,7 @@ from lunaq_runtime.lua.invocation import timeout_error
 from lunaq_runtime.lua.requests import Finished, Publish, Settle, Sleep
 from lunaq_runtime.retry import (
     TIMEOUT,
+    Ack,
     Failed,
     HandedBack,
     Outcome,
@@ -223,30 +224,33 @@ class Desk:
                 self._requests.publish_soon(request, pending.answer)
             case Sleep(seconds=seconds):
                 pending.work = self._loop.call_later(seconds, pending.wake)
-            case Settle(ack=ack):
-                self._settle_explicitly(session, delivery, pending, ack=ack)
+            case Settle(ack=True):
+                pending.answer(self._ack(session, delivery))
             case _:
-                self._await(pending, self._requests.execute(request))
+                self._await(pending, self._execute(session, delivery, request))
 
-    def _settle_explicitly(
-        self, session: Session, delivery: Delivery, pending: Pending, *, ack: bool
-    ) -> None:
-        settler = session.settler
-        outcome: Outcome = Succeeded() if ack else Failed("the handler called msg:nack()", "")
-        plan = decide(delivery, outcome, self._queue, self._clock())
-        if isinstance(plan, Republish) and not self._consumer.auto_ack:
-            self._await(pending, self._republish(session, delivery, plan))
-            return
+    async def _execute(self, session: Session, delivery: Delivery, request: Request) -> tuple[Any, ...]:
+        """Carry out any request; raises what only a defect raises."""
+        if not isinstance(request, Settle):
+            return await self._requests.execute(request)
+        return self._ack(session, delivery) if request.ack else await self._nack(session, delivery)
+
+    def _ack(self, session: Session, delivery: Delivery) -> tuple[Any, ...]:
         try:
-            settler.carry_out_now(delivery, plan)
+            session.settler.carry_out_now(delivery, Ack())
         except BrokerError as error:
-            pending.answer((None, HandlerError(str(error), INTERNAL, retryable=False)))
-        else:
-            pending.answer((True, None))
+            return None, HandlerError(str(error), INTERNAL, retryable=False)
+        return True, None
 
-    async def _republish(self, session: Session, delivery: Delivery, plan: Republish) -> tuple[Any, ...]:
+    async def _nack(self, session: Session, delivery: Delivery) -> tuple[Any, ...]:
+        plan = decide(delivery, Failed("the handler called msg:nack()"), self._queue, self._clock())
+        if self._consumer.auto_ack:
+            plan = Ack()  # sends nothing; the delivery is just no longer held
         try:
-            await session.settler.carry_out(delivery, plan)
+            if isinstance(plan, Republish):
+                await session.settler.carry_out(delivery, plan)
+            else:
+                session.settler.carry_out_now(delivery, plan)
         except BrokerError as error:
             return None, HandlerError(str(error), INTERNAL, retryable=False)
         return True, None

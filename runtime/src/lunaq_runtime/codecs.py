@@ -121,14 +121,17 @@ def _weight(body: bytes) -> int:
     return _ENTRY * body.count(b",") + _TABLE * (body.count(b"[") + body.count(b"{"))
 
 
-def decode(body: bytes, content_type: str | None, codec: str) -> Any:
+def decode(body: bytes, content_type: str | None, codec: str, *, exact: bool = True) -> Any:
     """Decode a delivery's body for a queue of `codec` (lua-api.md 1.2.3), or raise CodecError.
 
     A content type of JSON or MessagePack wins over the codec json or msgpack; any other is not looked
-    at. The codec raw gives the body as it is, whatever its content type.
+    at. The codec raw gives the body as it is, whatever its content type. Without `exact`, an integer of JSON
+    that needs 64 bits and no sign may be left as it is, for who hands it to Lua (`lua.bridge`) looks anyway.
     """
     if codec != RAW and content_type:
         codec = _codec_of(content_type) or codec
+    if codec == JSON:
+        return _decode_json(body, exact=exact)
     decoder = _DECODERS.get(codec) or _DECODERS[canonical(codec)]
     return decoder(body)
 
@@ -147,14 +150,14 @@ def _codec_of(content_type: str) -> str | None:
     return _CODEC_OF_TYPE.get(media_type)
 
 
-def _decode_json(body: bytes) -> Any:
+def _decode_json(body: bytes, *, exact: bool = True) -> Any:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise CodecError(f"the body is not JSON: {error}") from None
     # Walking every value would double the cost of a delivery; these two looks at the bytes do not.
     deep = len(body) > MAX_DEPTH and body.count(b"[") + body.count(b"{") > MAX_DEPTH
-    if deep or _LONG_NUMBER in body.translate(_DIGITS_TO_ZERO):
+    if deep or (exact and _LONG_NUMBER in body.translate(_DIGITS_TO_ZERO)):
         return _normalised(value, 0)
     return value
 

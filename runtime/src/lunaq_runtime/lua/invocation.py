@@ -40,18 +40,21 @@ def timeout_error(seconds: float) -> HandlerError:
 
 
 class Invocation:
-    """Runs the handler of `state` on `body`; its time limit counts from now."""
+    """Runs the handler of `state` on `body`, of `size` bytes if known; its time limit counts from now."""
 
-    def __init__(self, state: LuaState, context: MessageContext, body: Any) -> None:
+    # Defaults of the class, for one of these is made for each message.
+    _error: HandlerError | None = None
+    _started = False
+    _finished: Finished | None = None
+    _asked: Request | None = None
+    _settled = ""
+
+    def __init__(self, state: LuaState, context: MessageContext, body: Any, size: int | None) -> None:
         self._state = state
         self._context = context
         self._body = body
+        self._size = size
         self._deadline = state.monotonic() + state.handler.timeout
-        self._error: HandlerError | None = None
-        self._started = False
-        self._finished: Finished | None = None
-        self._asked: Request | None = None
-        self._settled = ""
 
     @property
     def remaining(self) -> float:
@@ -76,9 +79,10 @@ class Invocation:
         """Run Lua until it needs something or is over; `reply` answers the request before."""
         if self._finished is not None:
             return self._finished
-        ended = self._why_ended()
-        if ended is not None:
-            return self.abort(ended)
+        if self._started or self._error:  # else its time has just begun
+            ended = self._why_ended()
+            if ended is not None:
+                return self.abort(ended)
         try:
             return self._step(reply)
         except MemoryError:
@@ -100,13 +104,11 @@ class Invocation:
         else:
             self._started = True
             state.callbacks.begin(self._context, self._why_ended)
+            body, self._body = self._body, None
             try:
-                body = state.to_lua(self._body)
+                outcome = state.begin(body, self._size)
             except ValueError as error:
                 return self._finish(HandlerError(f"the body is {error}", INVALID, retryable=False))
-            self._body = None
-            self._make_room(body)
-            outcome = state.lua_start(body)
         while True:
             if state.callbacks.out_of_memory:
                 # It was refused a value and may have come to its end before the count hook could end it.

@@ -11,6 +11,7 @@ from lupa.lua54 import LuaRuntime
 FILES = (
     "sandbox",
     "scheduler",
+    "shapes",
     "patterns",
     "strings",
     "tables",

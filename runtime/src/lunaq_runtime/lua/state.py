@@ -19,6 +19,7 @@ from lunaq_runtime.lua.invocation import OUT_OF_MEMORY, Invocation, timeout_erro
 from lunaq_runtime.lua.memory import MemoryGuard, size_of
 from lunaq_runtime.lua.modules.services import Services
 from lunaq_runtime.lua.prelude import new_runtime, run_prelude
+from lunaq_runtime.lua.shapes import Shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,8 @@ class LuaState:
         self.lua_start: Callable[..., Any] = shared[b"start"]
         self.lua_resume: Callable[..., Any] = shared[b"resume"]
         self.lua_abandon: Callable[[], None] = shared[b"abandon"]
-        self._new_object = shared[b"new_object"]
+        self._convert = _converter(runtime, self.memory, shared[b"new_object"])
+        self._shapes = Shapes(shared[b"shape"], self._convert, self.memory)
         self._grant(shared)
         self.memory.collect_with(shared[b"collect"])
         self.memory.limit_to(handler.memory_limit)
@@ -97,21 +99,34 @@ class LuaState:
         """Convert plain data for handing over; the tables are made without a limit, then `fit` judges."""
         if value is None or value is True or value is False:
             return value
-        self.memory.lift()
-        try:
-            return bridge.to_lua(value, self._table, self._new_object)
-        finally:
-            self.memory.fit()
+        return self._convert(value)
 
-    def _table(self, value: Any) -> Any:
-        return self._lua.table_from(value, recursive=True)
+    def begin(self, body: Any, size: int | None) -> Any:
+        """Start the handler on a body, whose texts have `size` bytes at most, if that is known.
 
-    def start(self, context: MessageContext, body: Any) -> Invocation:
-        """Make the invocation for one message; nothing runs before its first step."""
+        Returns what Lua yields or returns; ValueError for a body that Lua cannot hold, MemoryError for one
+        that is beyond the limit.
+        """
+        if body.__class__ is dict and (starter := self._shapes.starter(body)):
+            try:
+                arguments = self._shapes.arguments(body)
+            except UnicodeEncodeError:  # half a surrogate pair, which needs the long way
+                pass
+            else:
+                if not self.memory.fit(self._shapes.room(arguments, size)):
+                    raise MemoryError
+                return starter(*arguments)
+        value = self.to_lua(body)
+        if not self.memory.fit(size_of(value)):
+            raise MemoryError
+        return self.lua_start(value)
+
+    def start(self, context: MessageContext, body: Any, size: int | None = None) -> Invocation:
+        """Make the invocation for one message, of `size` bytes; nothing runs before its first step."""
         if self._current is not None:
             raise RuntimeError("a Lua state handles one message at a time")
-        self._current = Invocation(self, context, body)
-        return self._current
+        self._current = invocation = Invocation(self, context, body, size)
+        return invocation
 
     def finished(self) -> None:
         """Forget the invocation; called by it at its end."""
@@ -122,7 +137,7 @@ class LuaState:
         """Drop the Lua state; its memory goes with the last reference."""
         self._current = None
         self._lua = None
-        del self.lua_start, self.lua_resume, self.lua_abandon, self._new_object, self.callbacks
+        del self.lua_start, self.lua_resume, self.lua_abandon, self._convert, self._shapes, self.callbacks
 
     def _shared(self, identity: Identity) -> Any:
         table = self._lua.table_from
@@ -185,3 +200,19 @@ class LuaState:
             if message.startswith(f"{chunk}:"):
                 return explain(message, source)
         return f"{handler.chunk_name}: {message}"
+
+
+def _converter(runtime: Any, memory: MemoryGuard, new_object: Callable[[], Any]) -> Callable[[Any], Any]:
+    """Make the function that makes Lua values of plain data; it refers to no state."""
+
+    def table(value: Any) -> Any:
+        return runtime.table_from(value, recursive=True)
+
+    def convert(value: Any) -> Any:
+        memory.lift()
+        try:
+            return bridge.to_lua(value, table, new_object)
+        finally:
+            memory.fit()
+
+    return convert

@@ -45,8 +45,8 @@ class Invocation(Protocol):
 class State(Protocol):
     """What a slot needs of `lua.state.LuaState`."""
 
-    def start(self, context: Any, body: Any) -> Invocation:
-        """Begin an invocation; `context` is a `lua.host.MessageContext`, or looks like one."""
+    def start(self, context: Any, body: Any, size: int | None) -> Invocation:
+        """Begin an invocation on a body of `size` bytes; `context` looks like a `lua.host.MessageContext`."""
 
 
 class Slot:
@@ -85,7 +85,7 @@ class Slot:
         try:
             if len(body) >= codecs.HEAVY:
                 codecs.check_weight(body, delivery.content_type, self._codec, self._memory_limit)
-            value = codecs.decode(body, delivery.content_type, self._codec)
+            value = codecs.decode(body, delivery.content_type, self._codec, exact=False)
         except codecs.TooHeavyError as error:
             return Poison(TOO_LARGE, str(error))
         except codecs.CodecError as error:
@@ -95,7 +95,7 @@ class Slot:
             state = self._state
             if state is None:
                 self._state = state = self._make_state()
-            self._invocation = invocation = state.start(self._context, value)
+            self._invocation = invocation = state.start(self._context, value, len(body))
             if self.interruption:
                 return invocation.abort(self.interruption)
             return invocation.step()

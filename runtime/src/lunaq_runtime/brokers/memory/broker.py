@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from copy import deepcopy
-from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -31,6 +29,7 @@ class MemoryBroker:
         self.backend = server or MemoryServer(clock)
         self._state = "new"
         self._subscriptions: list[MemorySubscription] = []
+        self._answers: list[tuple[Callable[[BrokerError | None], None], BrokerError | None]] = []
 
     @property
     def connected(self) -> bool:
@@ -47,9 +46,7 @@ class MemoryBroker:
 
     def messages(self, queue: str) -> list[tuple[bytes, Properties]]:
         """List what is ready in a queue, in the order of delivery, without consuming it."""
-        return [
-            (message.body, deepcopy(message.properties)) for message in self.backend.queue(queue).messages()
-        ]
+        return [(message.body, message.own_properties()) for message in self.backend.queue(queue).messages()]
 
     async def connect(self) -> None:
         if self._state == "new":
@@ -121,7 +118,19 @@ class MemoryBroker:
             self.backend.publish(message)
         except BrokerError as error:
             refusal = error
-        asyncio.get_running_loop().call_soon(done, refusal)
+        self._answers.append((done, refusal))
+        if len(self._answers) == 1:
+            asyncio.get_running_loop().call_soon(self._answer)
+
+    def _answer(self) -> None:
+        """Tell all publishers of this turn of the loop."""
+        answers, self._answers = self._answers, []
+        for done, refusal in answers:
+            try:
+                done(refusal)
+            except Exception as error:  # noqa: BLE001 - one publisher's defect must not silence the others
+                context = {"message": "a publisher's callback raised", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
 
     def interrupt(self) -> None:
         """Act as if the connection broke and was made again: what is unsettled goes back to its queue."""
@@ -149,6 +158,43 @@ class MemoryBroker:
             raise BrokerError("connection", "the memory broker is not connected yet")
         if self._state == "closed":
             raise BrokerError("closed", "the connection to the memory broker is closed")
+
+
+class MemoryDelivery(Delivery):
+    """A delivery that copies its message's properties only for somebody who looks at them.
+
+    `counted`: the queue tells in a header how often the message has been returned.
+    """
+
+    __slots__ = ("_returns", "_source")
+
+    def __init__(self, queue: str, tag: int, message: Message, generation: int, *, counted: bool) -> None:
+        self.queue = queue
+        self.tag = tag
+        self.body = message.body
+        self.redelivered = message.returns > 0
+        self.generation = generation
+        self._exchange = message.exchange
+        self._routing_key = message.routing_key
+        self._source = message
+        self._returns = message.returns if counted else 0
+
+    @property
+    def properties(self) -> Properties:
+        try:
+            return self._properties
+        except AttributeError:
+            count = {"x-delivery-count": self._returns} if self._returns else {}
+            self._properties = properties = self._source.own_properties(**count)
+            return properties
+
+    @property
+    def content_type(self) -> str | None:
+        return self._source.properties.content_type
+
+    @property
+    def bare(self) -> bool:
+        return not (self._source.headers or self._returns)
 
 
 class MemorySubscription:
@@ -224,21 +270,8 @@ class MemorySubscription:
         tag = next(self._tags)
         if not self._no_ack:
             self._unsettled[tag] = message
-        headers = deepcopy(message.properties.headers)
-        if message.returns and self._queue and self._queue.quorum:
-            headers["x-delivery-count"] = message.returns
-        self._batch.append(
-            Delivery(
-                queue=self.name,
-                tag=tag,
-                body=message.body,
-                properties=replace(message.properties, headers=headers),
-                redelivered=message.returns > 0,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                generation=self._generation,
-            )
-        )
+        counted = bool(message.returns and self._queue and self._queue.quorum)
+        self._batch.append(MemoryDelivery(self.name, tag, message, self._generation, counted=counted))
 
     def hand_over(self) -> None:
         """Deliver this turn's batch; what the callback raises is the loop's to report."""

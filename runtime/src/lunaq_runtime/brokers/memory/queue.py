@@ -10,7 +10,7 @@ import asyncio
 import heapq
 from collections import deque
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,22 +38,44 @@ class Clock(Protocol):
         """Call back once, `delay` seconds from now."""
 
 
-@dataclass(slots=True, eq=False)
 class Message:
-    """A message in a queue or in a consumer's hands; `returns` counts how often it came back."""
+    """A message in a queue or in a consumer's hands; `returns` counts how often it came back.
 
-    body: bytes
-    properties: Properties
-    exchange: str
-    routing_key: str
-    position: int = 0
-    returns: int = 0
-    expires_at: float | None = None
+    `headers` are its own copy, never changed: several queues and deliveries may share it. Those of
+    `properties` belong to the publisher.
+    """
+
+    __slots__ = (
+        "body",
+        "exchange",
+        "expires_at",
+        "headers",
+        "position",
+        "properties",
+        "returns",
+        "routing_key",
+    )
+
+    def __init__(
+        self, body: bytes, properties: Properties, headers: dict[str, Any], exchange: str, routing_key: str
+    ) -> None:
+        self.body = body
+        self.properties = properties
+        self.headers = headers
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.position = 0
+        self.returns = 0
+        self.expires_at: float | None = None
 
     def copy(self) -> Message:
-        """Make an independent copy, as each queue and each delivery has its own headers."""
-        properties = replace(self.properties, headers=deepcopy(self.properties.headers))
-        return Message(self.body, properties, self.exchange, self.routing_key)
+        """Make another message of the same content, as each queue has its own."""
+        return Message(self.body, self.properties, self.headers, self.exchange, self.routing_key)
+
+    def own_properties(self, **headers: Any) -> Properties:
+        """Copy the properties for somebody who may change their headers; `headers` are added."""
+        copied = deepcopy(self.headers) if self.headers else {}
+        return replace(self.properties, headers={**copied, **headers})
 
 
 class Consumer(Protocol):
@@ -82,6 +104,8 @@ class MemoryQueue:
         self, decl: QueueDecl, clock: Clock, dead_letter: Callable[[MemoryQueue, Message, str], None]
     ) -> None:
         self.decl = decl
+        self.quorum = bool(decl.arguments.get("x-queue-type") == "quorum")
+        """Whether returns are counted and dead letters may be at least once."""
         self.consumers: deque[Consumer] = deque()
         self.exclusive = False
         self.held = 0
@@ -90,16 +114,16 @@ class MemoryQueue:
         self._dead_letter = dead_letter
         self._ready: list[tuple[int, int, Message]] = []
         self._bytes = 0
+        self._limited = self._argument("x-max-length", "x-max-length-bytes")
+        self._ttl: int | None = self._argument("x-message-ttl")
+        self._top = self._argument("x-max-priority")
+        self._single = bool(self._argument("x-single-active-consumer"))
+        self._expiring = 0
         self._positions = count()
         self._expiry: Timer | None = None
         self._unused: Timer | None = None
         self._pumping: asyncio.Handle | None = None
         self.watch_use()
-
-    @property
-    def quorum(self) -> bool:
-        """Whether returns are counted and dead letters may be at least once."""
-        return bool(self._argument("x-queue-type") == "quorum")
 
     @property
     def depth(self) -> int:
@@ -112,14 +136,15 @@ class MemoryQueue:
 
     def offer(self, message: Message) -> bool:
         """Take a new message at the tail; false where the queue is full and rejects publishers."""
-        if self._overflows(message):
+        if self._limited is not None and self._overflows(message):
             if self._argument("x-overflow") == "reject-publish":
                 return False
             while self._ready and self._overflows(message):
                 self._dead_letter(self, self._pop(), "maxlen")
         message.position = next(self._positions)
         ttl = self._ttl_ms(message)
-        message.expires_at = None if ttl is None else self._clock.time() + ttl / 1000
+        if ttl is not None:
+            message.expires_at = self._clock.time() + ttl / 1000
         self._push(message)
         self.wake()
         return True
@@ -180,33 +205,36 @@ class MemoryQueue:
     def _pump(self) -> None:
         self._pumping = None
         self._expire()
-        touched: dict[int, Consumer] = {}
+        touched: dict[Consumer, None] = {}
         while self._ready and (consumer := self._next_consumer()):
             consumer.take(self._pop())
-            touched[id(consumer)] = consumer
-            self._expire()
-        for consumer in touched.values():
+            touched[consumer] = None
+            if self._expiring:
+                self._expire()
+        for consumer in touched:
             consumer.hand_over()
 
     def _next_consumer(self) -> Consumer | None:
-        if self._argument("x-single-active-consumer"):
-            return self.consumers[0] if self.consumers and self.consumers[0].has_room() else None
-        for _ in range(len(self.consumers)):
-            consumer = self.consumers[0]
-            self.consumers.rotate(-1)
+        consumers = self.consumers
+        if self._single or len(consumers) == 1:
+            return consumers[0] if consumers and consumers[0].has_room() else None
+        for _ in range(len(consumers)):
+            consumer = consumers[0]
+            consumers.rotate(-1)
             if consumer.has_room():
                 return consumer
         return None
 
     def _expire(self) -> None:
         """Dead-letter what is due at the head, as RabbitMQ does: behind a later one a message waits."""
-        now = self._clock.time()
-        while self._ready and self._due(now):
-            self._dead_letter(self, self._pop(), "expired")
+        if self._expiring:
+            now = self._clock.time()
+            while self._ready and self._due(now):
+                self._dead_letter(self, self._pop(), "expired")
         if self._expiry:
             self._expiry.cancel()
             self._expiry = None
-        if self._ready and (at := self._ready[0][2].expires_at) is not None:
+        if self._expiring and self._ready and (at := self._ready[0][2].expires_at) is not None:
             self._expiry = self._clock.call_later(max(at - now, 0), self._pump_now)
 
     def _due(self, now: float) -> bool:
@@ -223,14 +251,18 @@ class MemoryQueue:
             self.on_unused()
 
     def _push(self, message: Message) -> None:
-        top = self._argument("x-max-priority")
+        top = self._top
         priority = min(message.properties.priority or 0, top) if top is not None else 0
         heapq.heappush(self._ready, (-priority, message.position, message))
         self._bytes += len(message.body)
+        if message.expires_at is not None:
+            self._expiring += 1
 
     def _pop(self) -> Message:
         message = heapq.heappop(self._ready)[2]
         self._bytes -= len(message.body)
+        if message.expires_at is not None:
+            self._expiring -= 1
         return message
 
     def _overflows(self, message: Message) -> bool:
@@ -240,8 +272,10 @@ class MemoryQueue:
 
     def _ttl_ms(self, message: Message) -> int | None:
         own = message.properties.expiration
-        limits = [self._argument("x-message-ttl"), None if own is None else int(own)]
-        return min((limit for limit in limits if limit is not None), default=None)
+        if own is None:
+            return self._ttl
+        return int(own) if self._ttl is None else min(self._ttl, int(own))
 
-    def _argument(self, name: str) -> Any:
-        return self.decl.arguments.get(name)
+    def _argument(self, *names: str) -> Any:
+        """Tell the first of these arguments that the queue has."""
+        return next((value for name in names if (value := self.decl.arguments.get(name)) is not None), None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lunaq_runtime.brokers.memory.queue import Clock
-    from lunaq_runtime.message import Outgoing, Properties
+    from lunaq_runtime.message import Outgoing
     from lunaq_runtime.topology import Binding, ExchangeDecl, QueueDecl
+
+MAX_ROUTES = 1000
+"""Pairs of exchange and routing key whose queues are remembered."""
 
 DEAD_LETTER_RETRY = 5.0
 """Seconds after which an at-least-once dead letter without a taker is tried again (RabbitMQ: 180)."""
@@ -34,6 +38,7 @@ class MemoryServer:
         self.published = 0
         self.on_queue_declared: list[Callable[[MemoryQueue], None]] = []
         self._bindings: list[Binding] = []
+        self._routes: dict[tuple[str, str], list[str]] = {}  # what was looked up in them
         self._clock = clock
 
     def declare_exchange(self, decl: ExchangeDecl) -> None:
@@ -61,17 +66,20 @@ class MemoryServer:
         self.queue(binding.queue)
         if binding not in self._bindings:
             self._bindings.append(binding)
+            self._routes.clear()
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue with its bindings and messages."""
         if queue := self.queues.pop(name, None):
             self._bindings = [binding for binding in self._bindings if binding.queue != name]
+            self._routes.clear()
             queue.close()
 
     def delete_exchange(self, name: str) -> None:
         """Delete an exchange with its bindings."""
         if self.exchanges.pop(name, None):
             self._bindings = [binding for binding in self._bindings if binding.exchange != name]
+            self._routes.clear()
 
     def queue(self, name: str) -> MemoryQueue:
         """Look up a queue, or raise `queue_not_found`."""
@@ -89,8 +97,13 @@ class MemoryServer:
         if not targets:
             text = f"no queue takes '{outgoing.routing_key}' from exchange '{outgoing.exchange}'"
             raise BrokerError("unroutable", text)
-        message = Message(bytes(outgoing.body), outgoing.properties, outgoing.exchange, outgoing.routing_key)
-        refused = [queue.decl.name for queue in targets if not queue.offer(message.copy())]
+        properties = outgoing.properties
+        headers = deepcopy(properties.headers) if properties.headers else {}
+        message = Message(bytes(outgoing.body), properties, headers, outgoing.exchange, outgoing.routing_key)
+        if len(targets) == 1:
+            refused = [] if targets[0].offer(message) else [targets[0].decl.name]
+        else:
+            refused = [queue.decl.name for queue in targets if not queue.offer(message.copy())]
         if refused:
             raise BrokerError("nacked", f"queue '{refused[0]}' is full and rejects the message")
         self.published += 1
@@ -100,13 +113,20 @@ class MemoryServer:
             return [self.queues[routing_key]] if routing_key in self.queues else []
         if exchange not in self.exchanges:
             return []
-        fanout = self.exchanges[exchange].type == "fanout"
-        names = {
-            binding.queue: None
-            for binding in self._bindings
-            if binding.exchange == exchange and (fanout or binding.routing_key == routing_key)
-        }
-        return [self.queues[name] for name in names]
+        routes = self._routes.get((exchange, routing_key))
+        if routes is None:
+            fanout = self.exchanges[exchange].type == "fanout"
+            routes = list(
+                {
+                    binding.queue: None
+                    for binding in self._bindings
+                    if binding.exchange == exchange and (fanout or binding.routing_key == routing_key)
+                }
+            )
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            self._routes[exchange, routing_key] = routes
+        return [self.queues[name] for name in routes]
 
     def _dead_letter(self, queue: MemoryQueue, message: Message, reason: str) -> None:
         arguments = queue.decl.arguments
@@ -114,7 +134,8 @@ class MemoryServer:
         if exchange is None:
             return
         letter = message.copy()
-        letter.properties = _with_death(message, queue.decl.name, reason)
+        letter.properties = replace(message.properties, expiration=None)
+        letter.headers = _with_death(message, queue.decl.name, reason)
         letter.exchange = exchange
         letter.routing_key = arguments.get("x-dead-letter-routing-key", message.routing_key)
         strict = (
@@ -149,9 +170,9 @@ class MemoryServer:
         return bool(targets) and all(queue.decl.name in taken for queue in targets)
 
 
-def _with_death(message: Message, queue: str, reason: str) -> Properties:
-    """Write the headers RabbitMQ writes, newest death first; its own expiry no longer applies."""
-    headers = dict(message.properties.headers)
+def _with_death(message: Message, queue: str, reason: str) -> dict[str, Any]:
+    """Make the headers RabbitMQ makes of a dead letter, newest death first."""
+    headers = dict(message.headers)
     deaths: list[dict[str, Any]] = list(headers.get("x-death") or [])
     same = next((death for death in deaths if (death["queue"], death["reason"]) == (queue, reason)), None)
     death = {
@@ -168,7 +189,7 @@ def _with_death(message: Message, queue: str, reason: str) -> Properties:
     headers.setdefault("x-first-death-exchange", message.exchange)
     headers.setdefault("x-first-death-queue", queue)
     headers.setdefault("x-first-death-reason", reason)
-    return replace(message.properties, headers=headers, expiration=None)
+    return headers
 
 
 def _require_equal(wanted: QueueDecl, current: QueueDecl) -> None:

@@ -200,7 +200,7 @@ end
 
 local function begin(body)
   main = raw_create(body)
-  ended, raises, asked = false, 0, clock()
+  ended, raises = false, 0
   sethook(main, on_count, "", COUNT)
   return main
 end

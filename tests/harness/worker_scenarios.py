@@ -393,6 +393,44 @@ class ConcurrencyScenarios:
         assert run.broker.of("loop") == ["deliver"]
         assert (await stage.dead())[0].properties.headers["x_error_kind"] == "Timeout"
 
+    async def test_the_ack_of_a_finished_message_does_not_wait_for_a_slow_one_behind_it(self, stage: Stage):
+        source = "function handle(b) if b.slow then while true do end end end"
+        run = await stage.start_on(
+            {"quick": {"slow": False}, "slow": {"slow": True}}, source, concurrency=1, drain_timeout=0.2
+        )
+        await run.seen("ack", "quick")
+        assert (run.counters.running, run.broker.of("slow")) == (1, ["deliver"])
+
+    async def test_what_arrived_with_an_endless_loop_goes_through_the_other_slots(self, stage: Stage):
+        source = "function handle(b) if b.loop then while true do end end end"
+        bodies = {"loop": {"loop": True}} | {f"m{n}": {"n": n} for n in range(20)}
+        run = await stage.start_on(bodies, source, concurrency=2, drain_timeout=0.2)
+        for n in range(20):
+            await run.seen("ack", f"m{n}")
+        assert (run.counters.running, run.broker.of("loop")) == (1, ["deliver"])
+
+    async def test_a_state_lost_among_messages_that_arrived_together_costs_its_own_message_only(
+        self, stage: Stage
+    ):
+        source = """
+        local runs = 0
+        function handle(b)
+          runs = runs + 1
+          if b.hog then local t = {} for i = 1, 1e8 do t[i] = ("x"):rep(1000) .. i end end
+          log{n = b.n, runs = runs}
+        end"""
+        bodies = {"m0": {"n": 0}, "m1": {"n": 1}, "hog": {"hog": True}, "m2": {"n": 2}, "m3": {"n": 3}}
+        run = await stage.start_on(bodies, source, memory_limit=8 * 1024 * 1024, retry=ONCE, concurrency=1)
+        assert await stage.logged(4) == [
+            {"n": 0, "runs": 1},
+            {"n": 1, "runs": 2},
+            {"n": 2, "runs": 1},
+            {"n": 3, "runs": 2},
+        ]
+        dead = await stage.dead()
+        assert [letter.properties.message_id for letter in dead] == ["hog"]
+        await run.seen("ack", "m3")
+
     async def test_a_handler_out_of_memory_fails_alone_and_its_slot_goes_on(self, stage: Stage):
         source = """
         function handle(b)
@@ -456,6 +494,21 @@ class DrainScenarios:
         await stage.start("function handle(b) log{attempts = queue.message():header('attempts')} end")
         assert (await stage.logged(2))[1] == {"attempts": 1}
 
+    async def test_a_drain_hands_back_what_has_not_started_while_lua_runs_and_then_interrupts_it(
+        self, stage: Stage
+    ):
+        source = "function handle(b) if b.loop then while true do end end end"
+        bodies = {"done": {"n": 0}, "loop": {"loop": True}} | {f"m{n}": {"n": n} for n in range(5)}
+        run = await stage.start_on(bodies, source, concurrency=1, drain_timeout=1.0)
+        await run.seen("ack", "done")
+        draining = _in_background(run.app.drain())
+        await run.seen("requeue", "m4")
+        assert (run.counters.running, run.broker.of("loop")) == (1, ["deliver"])
+        await draining
+        assert run.broker.of("loop") == ["deliver", "requeue"]
+        assert (run.counters.handled, run.counters.failed) == (1, 0)
+        assert await stage.ready("app:work") == 6
+
     async def test_a_drain_under_load_loses_nothing_and_handles_nothing_twice(self, stage: Stage):
         source = "function handle(b) time.sleep('2ms'); log{n = b.n} end"
         run = await stage.start(source, concurrency=4, prefetch=20)
@@ -496,6 +549,17 @@ class PermissionScenarios:
         records = await stage.logged(3)
         assert sorted(record["n"] for record in records) == [0, 1, 2]
         await run.ready()
+
+    async def test_a_right_withdrawn_while_lua_runs_hands_back_the_rest_before_it_ends(self, stage: Stage):
+        source = "function handle(b) if b.loop then while true do end end end"
+        bodies = {"loop": {"loop": True}} | {f"m{n}": {"n": n} for n in range(5)}
+        run = await stage.start_on(bodies, source, concurrency=1, drain_timeout=0.2, policy=_ANYWHERE)
+        await run.until(lambda: run.counters.running == 1, "the loop to run")
+        await run.seen("deliver", "m4")
+        run.policies.change(Policy())
+        for n in range(5):
+            await run.seen("requeue", f"m{n}")
+        assert (run.counters.running, run.broker.of("loop")) == (1, ["deliver"])
 
     async def test_without_the_right_nothing_is_consumed(self, stage: Stage):
         run = await stage.prepare("function handle(b) log{n = b.n} end", policy=Policy())

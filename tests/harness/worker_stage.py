@@ -199,6 +199,17 @@ class Stage:
         await running.ready()
         return running
 
+    async def start_on(self, bodies: dict[str, Any], source: str, **options: Any) -> Running:
+        """Start an app on a queue that holds messages already, so that they arrive together.
+
+        `bodies` are by message id.
+        """
+        first = await self.start(source, **options)
+        await first.app.drain()
+        for message_id, body in bodies.items():
+            await self.send(body, message_id=message_id)
+        return await self.start(source, **options)
+
     async def prepare(self, source: str, *, policy: Policy = ALLOW_ALL, **options: Any) -> Running:
         """Make an app; `options` are of Queue, Consumer or Handler, by their names."""
         handler = Handler(

@@ -1,0 +1,208 @@
+"""A lane alone: real threads, slots that do what the test says, and nobody settling."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.waiting import eventually
+from lunaq_runtime.lua.requests import SUCCEEDED, Sleep
+from lunaq_runtime.message import Delivery, Properties
+from lunaq_runtime.worker import Stepper
+from lunaq_runtime.worker.lane import LOST, Lane
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+class FakeSlot:
+    """Runs `behave(body)` in the thread."""
+
+    def __init__(self, behave: Callable[[bytes], Any]) -> None:
+        self.behave = behave
+        self.session: Any = None
+        self.delivery: Any = None
+        self.started = 0.0
+        self.lost = 0
+
+    def start(self, session: Any, delivery: Delivery, now: float) -> Any:
+        self.session, self.delivery, self.started = session, delivery, now
+        return self.behave(delivery.body)
+
+    def resume(self, reply: Any) -> Any:
+        return self.behave(reply)
+
+    def release(self, *, state_lost: bool = False) -> None:
+        self.lost += state_lost
+        self.session = self.delivery = None
+
+
+class FakeSession:
+    """Deliveries of which all but `dead` are alive; it is its own settler."""
+
+    def __init__(self, *bodies: bytes, dead: bytes = b"") -> None:
+        self.unstarted = deque(Delivery("q", tag, body, Properties()) for tag, body in enumerate(bodies))
+        self.succeeded: deque[Delivery] = deque()
+        self.dead = dead
+
+    @property
+    def settler(self) -> Any:
+        return self
+
+    def alive(self, delivery: Delivery) -> bool:
+        return delivery.body != self.dead
+
+
+class Rig:
+    """A lane with its session, and what has been collected of it."""
+
+    def __init__(self, stepper: Stepper, session: FakeSession, *behaviours: Callable[[bytes], Any]) -> None:
+        self.slots: list[Any] = [FakeSlot(behave) for behave in behaviours]
+        self.lane = Lane(asyncio.get_running_loop(), stepper, self.slots, self.collect)
+        self.session: Any = session
+        self.lane.session = self.session
+        self.done: list[bytes] = []
+        self.outcomes: list[Any] = []
+
+    def collect(self) -> bool:
+        found = bool(self.session.succeeded or self.lane.outcomes)
+        while self.session.succeeded:
+            self.done.append(self.session.succeeded.popleft().body)
+        while self.lane.outcomes:
+            self.outcomes.append(self.lane.outcomes.popleft())
+        return found
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        async def holds() -> bool:
+            return condition()
+
+        await eventually(holds, f"{what}; done: {self.done}, outcomes: {self.outcomes}")
+
+
+@pytest.fixture
+async def impatient() -> AsyncIterator[Stepper]:
+    stepper = Stepper(patience=0.02)
+    yield stepper
+    stepper.close()
+
+
+@pytest.fixture
+async def stepper() -> AsyncIterator[Stepper]:
+    """Threads that never lose patience, however busy the machine is."""
+    stepper = Stepper(patience=600.0)
+    yield stepper
+    stepper.close()
+
+
+def succeed(_body: bytes) -> Any:
+    return SUCCEEDED
+
+
+async def test_deliveries_run_in_order_and_in_one_thread(stepper: Stepper):
+    threads = set()
+
+    def note(_body: bytes) -> Any:
+        threads.add(threading.get_ident())
+        return SUCCEEDED
+
+    bodies = [b"%d" % n for n in range(500)]
+    rig = Rig(stepper, FakeSession(*bodies), note, note)
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.done) == 500, "all to be done")
+    assert rig.done == bodies
+    assert (len(threads), stepper.threads) == (1, 1)
+    assert len(rig.lane.spent) == 500
+
+
+async def test_an_outcome_is_collected_while_the_next_step_is_still_running(stepper: Stepper):
+    release = threading.Event()
+
+    def behave(body: bytes) -> Any:
+        if body == b"slow":
+            release.wait(60)
+        return SUCCEEDED
+
+    rig = Rig(stepper, FakeSession(b"0", b"1", b"2", b"slow", b"3"), behave)
+    rig.lane.schedule()
+    try:
+        await rig.until(lambda: len(rig.done) == 3, "those before the slow one")
+        assert rig.done == [b"0", b"1", b"2"]
+    finally:
+        release.set()
+    await rig.until(lambda: rig.done[3:] == [b"slow", b"3"], "the rest")
+
+
+async def test_a_consumer_with_much_to_do_does_not_keep_another_waiting(stepper: Stepper):
+    def slow(_body: bytes) -> Any:
+        time.sleep(0.001)
+        return SUCCEEDED
+
+    busy = Rig(stepper, FakeSession(*[b"x"] * 1000), slow)
+    busy.lane.schedule()
+    await busy.until(lambda: bool(busy.done), "the busy one to begin")
+    other = Rig(stepper, FakeSession(b"y"), succeed)
+    other.lane.schedule()
+    await other.until(lambda: bool(other.done), "the other one's turn")
+    assert busy.session.unstarted
+    assert stepper.threads == 1
+
+
+async def test_what_comes_behind_a_stuck_step_goes_through_a_free_slot_in_another_thread(impatient: Stepper):
+    release = threading.Event()
+
+    def behave(body: bytes) -> Any:
+        if body == b"stuck":
+            release.wait(60)
+        return SUCCEEDED
+
+    rig = Rig(impatient, FakeSession(b"stuck", *[b"x"] * 50), behave, behave)
+    rig.lane.schedule()
+    try:
+        await rig.until(lambda: len(rig.done) == 50, "the others")
+        rig.session.unstarted.append(Delivery("q", 99, b"later", Properties()))
+        rig.lane.schedule()
+        await rig.until(lambda: b"later" in rig.done, "one that came later")
+        assert impatient.threads >= 2
+    finally:
+        release.set()
+    await rig.until(lambda: b"stuck" in rig.done and impatient.threads == 1, "the late thread to retire")
+    assert len(rig.done) == 52
+
+
+async def test_a_slot_that_waits_for_a_reply_leaves_the_others_going_and_is_resumed(stepper: Stepper):
+    def behave(body: bytes) -> Any:
+        return Sleep(1.0) if body == b"asks" else SUCCEEDED
+
+    rig = Rig(stepper, FakeSession(b"asks", b"1", b"2"), behave, behave)
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.done) == 2, "the others")
+    [(slot, _, delivery, request)] = rig.outcomes
+    assert (delivery.body, request) == (b"asks", Sleep(1.0))
+    rig.lane.resume(slot, (True,))
+    await rig.until(lambda: rig.done[2:] == [b"asks"], "it to go on")
+
+
+async def test_a_delivery_of_a_lost_connection_does_not_run(stepper: Stepper):
+    rig = Rig(stepper, FakeSession(b"1", b"gone", b"2", dead=b"gone"), succeed)
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.done) == 2 and bool(rig.outcomes), "all")
+    assert [outcome[3] for outcome in rig.outcomes] == [LOST]
+    assert rig.done == [b"1", b"2"]
+
+
+async def test_a_defect_costs_one_delivery_and_the_state_it_ran_in(stepper: Stepper):
+    def behave(body: bytes) -> Any:
+        if body == b"bad":
+            raise ValueError("a defect")
+        return SUCCEEDED
+
+    rig = Rig(stepper, FakeSession(b"1", b"bad", b"2"), behave)
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.done) == 2 and bool(rig.outcomes), "all")
+    assert isinstance(rig.outcomes[0][3], ValueError)
+    assert rig.slots[0].lost == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,8 +17,11 @@ from lunaq_runtime.entries.model import Queue, Retry
 from lunaq_runtime.ids import Id
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.requests import Info, Publish
+from lunaq_runtime.policy import DENY_ALL, Policy
 from lunaq_runtime.topology import Binding, ExchangeDecl, QueueDecl, Topology
 from lunaq_runtime.worker import Counters, Stepper
+from lunaq_runtime.worker.host import WorkerHost
+from lunaq_runtime.worker.message_ids import new_id
 from lunaq_runtime.worker.requests import Requests
 
 if TYPE_CHECKING:
@@ -292,3 +296,26 @@ async def test_a_broken_connection_delivers_again_and_a_late_outcome_of_before_s
     await run.until(lambda: run.counters.lost == 1, "the late outcome to be dropped")
     assert len(await stage.dead()) == 1
     assert run.broker.of("m").count("publish dead") == 1
+
+
+def test_message_ids_are_random_uuids_and_none_comes_twice():
+    ids = [new_id() for _ in range(2000)]
+    assert len(set(ids)) == 2000
+    parsed = [uuid.UUID(one) for one in ids]
+    assert [str(one) for one in parsed] == ids
+    assert {(one.version, one.variant) for one in parsed} == {(4, uuid.RFC_4122)}
+    bits = [one.int.bit_count() for one in parsed]
+    assert 60 < sum(bits) / len(bits) < 66  # 122 random bits and one that is set
+
+
+def test_an_answer_of_a_policy_holds_no_longer_than_the_policy():
+    policies = [Policy(publish=True, publish_to=("app:*",)), Policy(publish=True), DENY_ALL]
+    counters = Counters()
+    host = WorkerHost(lambda: policies[0], counters)
+    for allowed in ((True, True), (True, False), (False, False)):
+        for _ in range(3):
+            answers = host.can("queue.publish", ""), host.can("queue.publish.queue", "app:x")
+            assert answers == allowed
+        policies.pop(0)
+        policies.append(DENY_ALL)
+    assert counters.denied == 3 + 6

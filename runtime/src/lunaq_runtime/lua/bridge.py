@@ -60,8 +60,11 @@ def take(tokens: Iterator[Any]) -> Any:
     count = next(tokens)
     if value is ARRAY:
         return [take(tokens) for _ in range(count)]
-    # Order matters: a key comes before its value.
-    return {take(tokens): take(tokens) for _ in range(count)}
+    table = {}
+    for _ in range(count):
+        key = take(tokens)  # before its value
+        table[key] = take(tokens)
+    return table
 
 
 def to_lua(value: Any, table: Callable[[Any], Any], new_object: Callable[[], Any]) -> Any:

@@ -18,7 +18,7 @@ from lunaq_runtime.lua.memory import size_of
 from lunaq_runtime.lua.modules import digests, metrics, store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lunaq_runtime.lua.host import Host, Identity, MessageContext
     from lunaq_runtime.lua.memory import MemoryGuard
@@ -173,8 +173,10 @@ class Callbacks:
         if self._log_volume.admits(len(message)):
             self._host.log("warn", message, self._automatic_fields(), "")
 
-    def take_fed(self, tokens: tuple[Any, ...]) -> list[Any]:
+    def take_fed(self, tokens: Sequence[Any]) -> Sequence[Any]:
         """Join what was fed before to the last tokens of a stream."""
+        if not self._fed:
+            return tokens
         fed, self._fed = self._fed, []
         fed.extend(tokens)
         return fed

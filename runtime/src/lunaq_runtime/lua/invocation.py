@@ -14,7 +14,7 @@ from lunaq_runtime.lua.bridge import shown, take
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, TIMEOUT, HandlerError
 from lunaq_runtime.lua.memory import size_of
 from lunaq_runtime.lua.publishing import BadArgumentError, Call, Payload
-from lunaq_runtime.lua.requests import SUCCEEDED, Finished, Publish, Request, Settle, Sleep
+from lunaq_runtime.lua.requests import PUBLISHED, SUCCEEDED, Finished, Publish, Request, Settle, Sleep
 
 if TYPE_CHECKING:
     from lunaq_runtime.lua.host import MessageContext
@@ -100,7 +100,9 @@ class Invocation:
     def _step(self, reply: tuple[Any, ...]) -> Request | Finished:
         state = self._state
         if self._started:
-            outcome = self._resume(True, *self._to_lua(reply))
+            outcome = (
+                self._resume(True, True) if reply is PUBLISHED else self._resume(True, *self._to_lua(reply))
+            )
         else:
             self._started = True
             state.callbacks.begin(self._context, self._why_ended)
@@ -160,9 +162,9 @@ class Invocation:
 
     def _publish(self, arguments: list[Any]) -> Publish | HandlerError:
         count, id_type, queue_id, state, refusal, *tokens = arguments
-        stream = iter(self._state.callbacks.take_fed(tuple(tokens)))
+        stream = iter(self._state.callbacks.take_fed(tokens))
         value = take(stream)
-        payload = Payload(shown(state), shown(refusal or b""), value, take(stream))
+        payload = Payload(shown(state), shown(refusal) if refusal else "", value, take(stream))
         call = Call(count, shown(id_type), shown(queue_id or b""))
         return publishing.check_publish(call, payload, self._state.host.can, self._state.callbacks.warn)
 

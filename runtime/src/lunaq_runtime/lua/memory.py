@@ -113,8 +113,8 @@ class MemoryGuard:
 
 def size_of(value: Any) -> int:
     """Tell how many bytes handing over `value` needs beyond the margin; tables are counted already."""
-    if isinstance(value, bytes):
+    if value.__class__ is bytes:
         return len(value)
-    if isinstance(value, tuple):
-        return sum(size_of(part) for part in value)
+    if value.__class__ is tuple:
+        return sum([size_of(part) for part in value if part.__class__ in (bytes, tuple)])
     return 0

@@ -30,7 +30,7 @@ class BadArgumentError(Exception):
     """The call raises in Lua instead of returning an error."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """The arguments of a call: how many, and argument 1's Lua type with its text if it is a string."""
 
@@ -39,7 +39,7 @@ class Call:
     queue_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Payload:
     """Argument 2 and 3: `state` is `missing`, `empty` or `given`, `refusal` why it cannot be copied."""
 
@@ -59,7 +59,7 @@ def check_publish(
     refused = _check_target(call, can) or _check_payload(call, payload)
     if refused:
         return refused
-    headers = _collect_headers(payload.headers, warn)
+    headers = _collect_headers(payload.headers, warn) if payload.headers else {}
     if payload.refusal:
         return HandlerError(
             payload.refusal,

@@ -21,7 +21,7 @@ class Sleep:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for each publish, and that takes three times as long
 class Publish:
     """`queue.publish` after all checks of lua-api.md 1.1.1 up to row 10 have passed.
 
@@ -64,6 +64,9 @@ class Finished:
     settled: str = ""
     state_lost: bool = False
 
+
+PUBLISHED = (True, None)
+"""The reply to most publishes; the same object each time."""
 
 SUCCEEDED = Finished()
 """How most invocations end; the same object each time, so that a look at it is enough."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
+MAX_ANSWERS = 1000
+"""Permission checks whose answers are kept."""
+
 
 class WorkerHost:
     """Answers what handlers ask at once; `policy` is asked anew each time, from several threads."""
@@ -25,9 +28,18 @@ class WorkerHost:
     def __init__(self, policy: Callable[[], Policy], counters: Counters | None = None) -> None:
         self._policy = policy
         self._counters = counters
+        self._known: tuple[Policy | None, dict[tuple[str, str], bool]] = (None, {})
 
     def can(self, action: str, resource: str) -> bool:
-        allowed = self._policy().allows(action, resource)
+        policy = self._policy()
+        # Answers are kept for as long as it is the very same policy; one tuple, so that no thread mixes two.
+        of, answers = self._known
+        if of is not policy or len(answers) > MAX_ANSWERS:
+            answers = {}
+            self._known = policy, answers
+        allowed = answers.get((action, resource))
+        if allowed is None:
+            answers[action, resource] = allowed = policy.allows(action, resource)
         if not allowed and self._counters:
             self._counters.deny()
         return allowed

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime import codecs, headers
@@ -17,8 +16,9 @@ from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.ids import Id, exchange_name
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
-from lunaq_runtime.lua.requests import Info, Publish, Sleep
-from lunaq_runtime.message import Outgoing
+from lunaq_runtime.lua.requests import PUBLISHED, Info, Publish, Sleep
+from lunaq_runtime.message import PERSISTENT, Outgoing, Properties
+from lunaq_runtime.worker.message_ids import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from lunaq_runtime.worker.counters import Counters
 
 logger = logging.getLogger(__name__)
+
+MAX_TARGETS = 1000
+"""Queues whose exchange is remembered."""
 
 Reply = tuple[Any, ...]
 
@@ -43,6 +46,7 @@ class Requests:
         self._driver = driver
         self._queues = queues
         self._counters = counters
+        self._targets: dict[str, tuple[str, str]] = {}
 
     async def execute(self, request: Sleep | Publish | Info) -> Reply:
         """Carry out a request and return what the Lua call returns."""
@@ -71,8 +75,8 @@ class Requests:
     def confirmed(self, error: BrokerError | None) -> Reply:
         """Count a publish that the broker has answered, and tell what the Lua call returns."""
         if error is None:
-            self._counters.publish()
-            return True, None
+            self._counters.published += 1
+            return PUBLISHED
         text = "queue not found" if error.reason == "queue_not_found" else str(error)
         return self._refuse(_refused(error.reason, text))
 
@@ -81,22 +85,35 @@ class Requests:
         return None, refused
 
     def _outgoing(self, request: Publish) -> Outgoing:
-        queue = self._resolve(request.queue_id)
-        if isinstance(queue, str):
-            name, codec = queue, codecs.JSON
-        else:
-            if queue.observe:
-                raise _refused("observed", f"queue {queue.id} is only observed: its owner publishes to it")
-            name, codec = queue.queue_name, queue.codec
+        exchange, codec = self._target(request.queue_id)
         body, content_type = codecs.encode(request.value, codec)
         if len(body) > MAX_BODY:
             raise _refused("too_large", f"the message has {len(body)} bytes, more than {MAX_BODY}")
+        now = int(time.time())
+        if not request.headers:
+            properties = Properties(content_type, None, {}, PERSISTENT, message_id=new_id(), timestamp=now)
+            return Outgoing(exchange, "", body, properties)
         properties, warnings = headers.to_properties(
-            request.headers, content_type, int(time.time()), str(uuid.uuid4()), map_priority=True
+            request.headers, content_type, now, new_id(), map_priority=True
         )
         for warning in warnings:
             logger.warning("publish to %s: %s", request.queue_id, warning)
-        return Outgoing(exchange_name(name), "", body, properties)
+        return Outgoing(exchange, "", body, properties)
+
+    def _target(self, queue_id: str) -> tuple[str, str]:
+        """Find the exchange and the codec of a queue; what is found is the same for ever."""
+        target = self._targets.get(queue_id)
+        if target is None:
+            queue = self._resolve(queue_id)
+            if isinstance(queue, str):
+                target = exchange_name(queue), codecs.JSON
+            elif queue.observe:
+                raise _refused("observed", f"queue {queue.id} is only observed: its owner publishes to it")
+            else:
+                target = exchange_name(queue.queue_name), queue.codec
+            if len(self._targets) < MAX_TARGETS:
+                self._targets[queue_id] = target
+        return target
 
     async def _info(self, queue_id: str) -> Reply:
         try:

@@ -107,6 +107,31 @@ function flatten(value, out, n, depth, seen)
   return n + 1
 end
 
+-- What most messages are: a table without a metatable, of texts, numbers and booleans under text keys. Does
+-- the same in one pass; nil for any other.
+local function flatten_plain(value, out, n)
+  if metatable_of(value) or S.frozen[value] then
+    return nil
+  end
+  local at, count, left = n + 2, 0, room
+  n = at
+  for key, item in next, value do
+    local kind = type(item)
+    if type(key) ~= "string" or (kind ~= "string" and kind ~= "number" and kind ~= "boolean") then
+      return nil
+    end
+    left = left - #key - (kind == "string" and #item or 0)
+    out[n + 1], out[n + 2] = key, item
+    n, count = n + 2, count + 1
+  end
+  if count == 0 or left < 0 then
+    return nil
+  end
+  room = left
+  out[at - 1], out[at] = OBJECT, count
+  return n
+end
+
 -- Appends `value` to `out` after position n; returns the new length, or nil and why it cannot be encoded.
 -- `limit` is of bytes, that of a body where there is none.
 function S.flatten(value, out, n, limit)
@@ -117,6 +142,10 @@ function S.flatten(value, out, n, limit)
   end
   most = limit or MAX_BODY
   room = most
+  local length = kind == "table" and flatten_plain(value, out, n)
+  if length then
+    return length
+  end
   local ok, result = pcall(flatten, value, out, n, 0, {})
   if ok then
     return result

@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 # More arguments for pytest, for example: make test-broker ARGS='-k retry -x'
 ARGS ?=
 
-.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images prove-sabotage
+.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images bench prove-sabotage
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,12 +45,16 @@ test-node: setup ## the images in real pods on a one-node cluster, started here 
 	@scripts/setup-node
 	$(PYTEST) tests/node $(PARALLEL) $(ARGS)
 
-test: ## check and all four levels of tests, in this order
+test: ## check and all four levels of tests: pods beside the rest, for most of it is waiting
 	@scripts/preflight
-	@scripts/run-levels check test-unit test-broker test-cluster test-node
+	@scripts/run-levels check test-unit test-broker test-cluster -- test-node
 
 images: setup ## build the images of the operator and the runtime into the cache (needs root)
 	@scripts/build-images operator runtime
+
+bench: setup ## measure against peers on one RabbitMQ, in shuffled rounds; ARGS='--rounds 1 --jobs relay' (minutes)
+	@scripts/setup-brokers
+	@scripts/bench $(ARGS)
 
 prove-sabotage: setup ## break one thing at a time in a copy; each must turn a named test red (minutes)
 	@scripts/setup-brokers

@@ -7,13 +7,14 @@ import contextlib
 import http
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.control_plane import ControlPlane, Endpoints
-from harness.kubernetes import Cluster, KubectlError
+from harness.kubernetes import Answer, Cluster, KubectlError
 from harness.processes import accepts, free_port
-from harness.proxy import path_of, read
+from harness.proxy import path_of, read, write
 from harness.toolchain import ROOT
 from harness.waiting import wait_for
 
@@ -63,6 +64,23 @@ class ApiServer(Cluster):
                 if status in (http.HTTPStatus.OK, http.HTTPStatus.NOT_FOUND):
                     return found
         return super().get(*args)
+
+    def create(self, obj: Mapping[str, Any], namespace: str, *, dry_run: bool = False) -> Answer:
+        path = path_of(obj["kind"].lower(), "-n", namespace)
+        strict = "?fieldValidation=Strict" + ("&dryRun=All" if dry_run else "")
+        return self._write("POST", f"{path}{strict}", obj)
+
+    def replace(self, obj: Mapping[str, Any], namespace: str) -> Answer:
+        path = path_of(obj["kind"].lower(), obj["metadata"]["name"], "-n", namespace)
+        _, stored = read(self._socket, path or "")
+        metadata = dict(obj["metadata"]) | {"resourceVersion": stored["metadata"]["resourceVersion"]}
+        return self._write("PUT", f"{path}?fieldValidation=Strict", dict(obj) | {"metadata": metadata})
+
+    def _write(self, method: str, path: str, obj: Mapping[str, Any]) -> Answer:
+        status, answer = write(self._socket, method, path, obj)
+        if status >= http.HTTPStatus.BAD_REQUEST:
+            return Answer(refusal=answer["message"])
+        return Answer(answer)
 
     def _ready(self) -> bool:
         ends = self.control_plane.endpoints

@@ -3,6 +3,7 @@
 The base of harness.apiserver.ApiServer and harness.node.Node.
 """
 
+import dataclasses
 import json
 import os
 import secrets
@@ -31,6 +32,14 @@ def external_kubeconfig() -> Path | None:
     if not path.is_file():
         raise FileNotFoundError(f"LUNAQ_TEST_KUBECONFIG names {path}, which is not a file")
     return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an API server says to a write: the object as stored, or else the text of its refusal."""
+
+    obj: Any = None
+    refusal: str = ""
 
 
 class Cluster:
@@ -109,6 +118,19 @@ class Cluster:
             items = [manifests] if isinstance(manifests, Mapping) else list(manifests)
             text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
         return self.kubectl("apply", "-f", "-", input=text, as_user=as_user).stdout
+
+    def create(self, obj: Mapping[str, Any], namespace: str, *, dry_run: bool = False) -> Answer:
+        """Create an object, unknown fields refused; `dry_run` only asks whether it would be taken."""
+        return self._submit("create", obj, namespace, *(["--dry-run=server"] if dry_run else []))
+
+    def replace(self, obj: Mapping[str, Any], namespace: str) -> Answer:
+        """Put an object in the place of the one of its name."""
+        return self._submit("replace", obj, namespace)
+
+    def _submit(self, verb: str, obj: Mapping[str, Any], namespace: str, *options: str) -> Answer:
+        command = (verb, "-n", namespace, "-f", "-", "-o", "json", *options)
+        done = self.kubectl(*command, input=json.dumps(obj), check=False)
+        return Answer(refusal=done.stderr) if done.returncode else Answer(json.loads(done.stdout))
 
     def get(self, *args: str) -> Any:
         """Give what `kubectl get ... -o json` prints, decoded; None if the object does not exist."""

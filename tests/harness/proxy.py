@@ -1,4 +1,4 @@
-"""Reads objects from an API server without a kubectl process for each look; tests look every 50 ms.
+"""Reads and writes objects without a kubectl process for each; tests look every 50 ms, and write hundreds.
 
 Called by harness.apiserver. One `kubectl proxy` on a socket in a private folder does the authentication.
 """
@@ -61,11 +61,25 @@ def read(proxy: Path, path: str) -> tuple[int, Any]:
     Raises:
         OSError: nothing listens on the socket.
     """
+    status, body = _ask(proxy, "GET", path, None)
+    return status, json.loads(body) if status == http.HTTPStatus.OK else None
+
+
+def write(proxy: Path, method: str, path: str, obj: Any) -> tuple[int, Any]:
+    """Send an object, any unknown field refused; give the status and what the API server answers.
+
+    Raises:
+        OSError: nothing listens on the socket.
+    """
+    status, body = _ask(proxy, method, path, json.dumps(obj))
+    return status, json.loads(body)
+
+
+def _ask(proxy: Path, method: str, path: str, body: str | None) -> tuple[int, bytes]:
     connection = _UnixConnection(proxy)
     try:
-        connection.request("GET", path)
+        connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
         response = connection.getresponse()
-        body = response.read()
-        return response.status, json.loads(body) if response.status == http.HTTPStatus.OK else None
+        return response.status, response.read()
     finally:
         connection.close()

@@ -1,0 +1,92 @@
+"""Writes what `make bench` measured: JSON, a table in Markdown, and a plot. Called by run.py, or by hand:
+
+    .venv-bench/bin/python bench/report.py bench/results      draws the plot of figures.json anew
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+Figures = dict[tuple[str, str], list[dict[str, float]]]
+Medians = dict[tuple[str, str], dict[str, float]]
+
+REFERENCE = "Go, `multiple` acks by 50"
+TITLES = {
+    "drain-classic": "Drain a durable classic queue",
+    "drain-quorum": "Drain a quorum queue",
+    "relay": "Consume, publish with confirm, ack",
+    "latency": "Latency at 500 messages a second, from publish to answer (consume, publish with confirm)",
+    "memory": "Embedded memory broker, published to acknowledged, in process",
+}
+
+
+def write(folder: Path, medians: Medians, rounds: int) -> None:
+    """Write figures.json and README.md of the results."""
+    nested: dict[str, dict[str, dict[str, float]]] = {}
+    for (job, peer), values in medians.items():
+        nested.setdefault(job, {})[peer] = values
+    (folder / "figures.json").write_text(json.dumps(nested, indent=2, ensure_ascii=False) + "\n")
+    lines = [
+        "# Results of `make bench`",
+        "",
+        f"Medians of {rounds} shuffled rounds on one RabbitMQ, {os.cpu_count()} cores, Python"
+        f" {platform.python_version()}. Prefetch 200; CPU is of all of a peer's processes, the broker's not"
+        " included. Ratios hold between machines, absolute figures do not.",
+        "",
+    ]
+    for job, title in TITLES.items():
+        if job in nested:
+            lines += [f"## {title}", "", *_table(nested[job]), ""]
+    lines += ["![rate and CPU against Go](bench.png)", ""] if "drain-classic" in nested else []
+    (folder / "README.md").write_text("\n".join(lines))
+
+
+def _table(peers: dict[str, dict[str, float]]) -> list[str]:
+    if any("p99" in values for values in peers.values()):
+        rows = ["| Peer | p50 ms | p95 ms | p99 ms | max ms |", "| --- | ---: | ---: | ---: | ---: |"]
+        ordered = sorted(peers.items(), key=lambda one: one[1]["p99"])
+        return rows + [
+            f"| {peer} | " + " | ".join(f"{values[name]:.2f}" for name in ("p50", "p95", "p99", "max")) + " |"
+            for peer, values in ordered
+        ]
+    reference = peers.get(REFERENCE)
+    rows = [
+        "| Peer | messages/s | against Go with `multiple` acks | CPU, µs a message | against Go |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for peer, values in sorted(peers.items(), key=lambda one: -one[1]["rate"]):
+        rate = f"{values['rate'] / reference['rate']:.2f}" if reference else ""
+        cpu = f"{values['cpu'] / reference['cpu']:.2f}" if reference else ""
+        rows.append(f"| {peer} | {values['rate']:,.0f} | {rate} | {values['cpu']:.1f} | {cpu} |")
+    return rows
+
+
+def plot(folder: Path) -> None:
+    """Draw bench.png from figures.json."""
+    import matplotlib as mpl  # noqa: PLC0415 - only the peers' environment has it
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - as above
+
+    figures = json.loads((folder / "figures.json").read_text())
+    jobs = [job for job in ("drain-classic", "drain-quorum", "relay") if job in figures]
+    canvas, axes = plt.subplots(len(jobs), 2, figsize=(12, 3 * len(jobs)), squeeze=False)
+    for row, job in zip(axes, jobs, strict=True):
+        peers = sorted(figures[job].items(), key=lambda one: one[1]["rate"])
+        names = [peer.replace("`", "") for peer, _ in peers]
+        colors = ["tab:orange" if name.startswith("lunaq") else "tab:blue" for name in names]
+        for ax, name, text in zip(row, ("rate", "cpu"), ("messages/s", "CPU, µs a message"), strict=True):
+            bars = ax.barh(names, [values[name] for _, values in peers], color=colors)
+            ax.bar_label(bars, fmt="{:,.0f}" if name == "rate" else "{:.1f}", padding=3)
+            ax.set_title(f"{TITLES[job]}: {text}", fontsize=9)
+            ax.margins(x=0.15)
+    canvas.tight_layout()
+    canvas.savefig(folder / "bench.png", dpi=90)
+
+
+if __name__ == "__main__":
+    plot(Path(sys.argv[1]))

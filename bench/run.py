@@ -1,0 +1,157 @@
+"""`make bench`: our runtime and its peers on the same RabbitMQ, in shuffled rounds; results into bench/results.
+
+Started by scripts/bench, which has made the peers' environment and built the Go program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiormq
+import yaml
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+import report
+from harness.rabbitmq import RabbitMQ
+from harness.waiting import eventually
+from jobs import JOBS, OUT, PEERS, Job, Peer, Tools
+from measure import Queues, Result, Running, progress
+
+from lunaq_runtime.brokers.amqp import AmqpBroker
+from lunaq_runtime.entries.parse import parse
+from lunaq_runtime.topology import topology_of
+
+if TYPE_CHECKING:
+    from report import Figures
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", required=True, help="the interpreter that has the peers' packages")
+    parser.add_argument("--go", required=True, help="the built bench/peers/go")
+    parser.add_argument("--rounds", type=int, default=3, help="shuffled rounds; the medians are reported")
+    parser.add_argument("--jobs", nargs="*", default=[job.name for job in JOBS], help="which jobs to run")
+    parser.add_argument("--peers", default="", help="only peers whose name contains one of these, by comma")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder to write to")
+    asyncio.run(run(parser.parse_args()))
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Run all rounds and write what came out."""
+    words = options.peers.split(",")
+    peers = [peer for peer in PEERS if any(word in peer.name for word in words)]
+    runs = [(job, peer) for job in JOBS if job.name in options.jobs for peer in peers if job.name in peer.jobs]
+    figures: Figures = defaultdict(list)
+    rabbitmq = RabbitMQ()
+    rabbitmq.start()
+    try:
+        with tempfile.TemporaryDirectory(prefix="lq-bench-") as folder:
+            tools = Tools(options.python, options.go, Path(folder), rabbitmq.bare_uri())
+            stage = Stage(rabbitmq, tools)
+            await stage.prepare(peers)
+            for number in range(options.rounds):
+                random.shuffle(runs)
+                for job, peer in runs:
+                    values = await stage.measure(job, peer)
+                    figures[job.name, peer.name].append(values)
+                    shown = ", ".join(f"{name} {value:,.1f}" for name, value in values.items())
+                    say(f"round {number + 1} of {options.rounds}: {job.name}, {peer.name}: {shown}")
+    finally:
+        rabbitmq.stop()
+    medians = {key: _medians(values) for key, values in figures.items()}
+    options.results.mkdir(parents=True, exist_ok=True)
+    report.write(options.results, medians, options.rounds)
+    say(f"written to {options.results}")
+
+
+class Stage:
+    """The broker with its queues, and what is needed to run one peer on one job."""
+
+    def __init__(self, rabbitmq: RabbitMQ, tools: Tools) -> None:
+        self._rabbitmq = rabbitmq
+        self._tools = tools
+        self._environment = os.environ | {
+            "BENCH_URI": rabbitmq.uri(),
+            "LUNAQ_BROKER_URL": rabbitmq.uri(),
+            "PYTHONPATH": str(HERE / "peers"),
+        }
+
+    async def prepare(self, peers: list[Peer]) -> None:
+        """Declare the queues: ours with their whole topology, and those of peers that insist on their own."""
+        broker = AmqpBroker(self._rabbitmq.uri())
+        await broker.connect()
+        for job in JOBS:
+            document = parse(yaml.safe_load(self._tools.entries(job).read_text()))
+            for queue in document.queues.values():
+                await broker.declare(topology_of(queue))
+        await broker.close()
+        for peer in peers:
+            if peer.queue:
+                self._tool([self._tools.python, f"{HERE}/peers/{peer.queue.removeprefix('bench-')}_peer.py"])
+        connection = await aiormq.connect(self._rabbitmq.uri())
+        self._queues = Queues(await connection.channel())
+
+    async def measure(self, job: Job, peer: Peer) -> dict[str, float]:
+        """Run one peer on one job, on queues that hold nothing else."""
+        queue = peer.queue or job.queue
+        for name in (queue, OUT):
+            await self._queues.empty(name)
+        if not job.rate:
+            body = self._tools.body(peer)
+            self._tool([self._tools.go, "fill", "-queue", queue, "-count", str(job.count), "-body", body])
+        log = self._tools.folder / "peer.log"
+        running = Running(peer.command(job, self._tools), self._environment, log)
+        try:
+            if job.rate:
+                return await self._latency(job, peer, running)
+            watched = OUT if job.relay else queue
+            result: Result = await progress(running, self._queues, watched, job.count, fills=job.relay)
+        finally:
+            running.stop()
+        if left := await self._queues.ready(queue):
+            say(f"{peer.name} left {left} messages unacknowledged")
+        return {"rate": result.rate, "cpu": result.cpu}
+
+    async def _latency(self, job: Job, peer: Peer, running: Running) -> dict[str, float]:
+        async def consuming() -> bool:
+            running.check()
+            return await self._queues.consumers(job.queue) > 0
+
+        await eventually(consuming, f"{peer.name} to consume")
+        arguments = ["-queue", job.queue, "-out", OUT, "-count", str(job.count), "-rate", str(job.rate)]
+        command = [self._tools.go, "latency", *arguments, "-body", self._tools.body(peer)]
+        answer: dict[str, float] = json.loads(await asyncio.to_thread(self._tool, command))
+        return answer
+
+    def _tool(self, command: list[str]) -> str:
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stderr[-2000:]}")
+        return done.stdout
+
+
+def _medians(values: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(one[name] for one in values) for name in values[0]}
+
+
+def say(text: str) -> None:
+    """Tell how far it is."""
+    print(f"bench: {text}", flush=True)  # noqa: T201 - a command's own output
+
+
+if __name__ == "__main__":
+    main()

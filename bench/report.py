@@ -1,6 +1,6 @@
-"""Writes what `make bench` measured: JSON, a table in Markdown, and a plot. Called by run.py, or by hand:
+"""Writes what `make bench` measured: JSON and tables for run.py; as a program, the plot.
 
-    .venv-bench/bin/python bench/report.py bench/results      draws the plot of figures.json anew
+`.venv-bench/bin/python bench/report.py bench/results` draws bench.png anew from figures.json.
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ def write(folder: Path, medians: Medians, rounds: int) -> None:
     for (job, peer), values in medians.items():
         nested.setdefault(job, {})[peer] = values
     (folder / "figures.json").write_text(json.dumps(nested, indent=2, ensure_ascii=False) + "\n")
-    lines = [
-        "# Results of `make bench`",
-        "",
+    setting = (
         f"Medians of {rounds} shuffled rounds on one RabbitMQ, {os.cpu_count()} cores, Python"
         f" {platform.python_version()}. Prefetch 200; CPU is of all of a peer's processes, the broker's not"
-        " included. Ratios hold between machines, absolute figures do not.",
-        "",
-    ]
+        " included. Ratios hold between machines, absolute figures do not."
+    )
+    lines = ["# Results of `make bench`", "", setting, ""]
     for job, title in TITLES.items():
         if job in nested:
             lines += [f"## {title}", "", *_table(nested[job]), ""]

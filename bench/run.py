@@ -1,4 +1,4 @@
-"""`make bench`: our runtime and its peers on the same RabbitMQ, in shuffled rounds; results into bench/results.
+"""`make bench`: our runtime and its peers on the same RabbitMQ, in shuffled rounds.
 
 Started by scripts/bench, which has made the peers' environment and built the Go program.
 """
@@ -10,9 +10,9 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -21,21 +21,19 @@ from typing import TYPE_CHECKING
 import aiormq
 import yaml
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
-
 import report
 from harness.rabbitmq import RabbitMQ
 from harness.waiting import eventually
 from jobs import JOBS, OUT, PEERS, Job, Peer, Tools
-from measure import Queues, Result, Running, progress
-
 from lunaq_runtime.brokers.amqp import AmqpBroker
 from lunaq_runtime.entries.parse import parse
 from lunaq_runtime.topology import topology_of
+from measure import Queues, Result, Running, progress
 
 if TYPE_CHECKING:
     from report import Figures
+
+HERE = Path(__file__).parent
 
 
 def main() -> None:
@@ -54,7 +52,11 @@ async def run(options: argparse.Namespace) -> None:
     """Run all rounds and write what came out."""
     words = options.peers.split(",")
     peers = [peer for peer in PEERS if any(word in peer.name for word in words)]
-    runs = [(job, peer) for job in JOBS if job.name in options.jobs for peer in peers if job.name in peer.jobs]
+    jobs = [job for job in JOBS if job.name in options.jobs]
+    runs = [(job, peer) for job in jobs for peer in peers if job.name in peer.jobs]
+    # Whoever ends us is not to leave a broker and a peer behind.
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     figures: Figures = defaultdict(list)
     rabbitmq = RabbitMQ()
     rabbitmq.start()

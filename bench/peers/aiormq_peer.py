@@ -6,8 +6,9 @@ import asyncio
 
 import aiormq
 import aiormq.abc
-import common
 import uvloop
+
+import common
 
 
 async def main() -> None:

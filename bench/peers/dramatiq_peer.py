@@ -1,6 +1,6 @@
 """dramatiq: its own queue and message format. `python dramatiq_peer.py` declares; its command line works.
 
-    python -m dramatiq dramatiq_peer --processes 1 --threads 8
+python -m dramatiq dramatiq_peer --processes 1 --threads 8
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import common
 import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+import common
 
 broker = RabbitmqBroker(url=common.uri(), confirm_delivery=True)
 dramatiq.set_broker(broker)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import common
 from faststream import FastStream
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
+
+import common
 
 
 def main() -> None:
     """Consume until killed."""
     options = common.options()
-    broker = RabbitBroker(
-        common.uri(), logger=None, default_channel=Channel(prefetch_count=options.prefetch)
-    )
+    broker = RabbitBroker(common.uri(), logger=None, default_channel=Channel(prefetch_count=options.prefetch))
     queue = RabbitQueue(options.queue, declare=False)
 
     async def order(body: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import common
 import pika
+
+import common
 
 
 def main() -> None:

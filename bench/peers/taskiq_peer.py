@@ -1,7 +1,7 @@
 """taskiq on its aio-pika broker: its own exchange, queue and message format.
 
-    python taskiq_peer.py                              declares
-    python -m taskiq worker taskiq_peer:broker --workers 1
+python taskiq_peer.py                              declares
+python -m taskiq worker taskiq_peer:broker --workers 1
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import common
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
+
+import common
 
 broker = AioPikaBroker(
     common.uri(),

@@ -152,7 +152,7 @@ def _medians(values: list[dict[str, float]]) -> dict[str, float]:
 
 def say(text: str) -> None:
     """Tell how far it is."""
-    print(f"bench: {text}", flush=True)  # noqa: T201 - a command's own output
+    print(f"bench: {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,10 @@ class Sandbox:
         """Turn a command into one that runs inside."""
         return [self._nsenter, f"--target={self._init}", "--net", "--mount", "--pid", "--", *command]
 
+    def wrap_network(self, command: Sequence[str]) -> list[str]:
+        """Turn a command into one that has this network, and all else as outside."""
+        return [self._nsenter, f"--target={self._init}", "--net", "--", *command]
+
     def run(self, *command: str, timeout: float = 120) -> str:
         """Run a command inside and give what it prints; RuntimeError with its text if it fails."""
         done = subprocess.run(

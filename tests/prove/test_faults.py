@@ -1,0 +1,188 @@
+"""`make prove-faults`: what may happen to a delivery, one fault a test, every message accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import aio_pika
+import pytest
+
+from harness.processes import free_port
+from harness.rabbitmq import RabbitMQ
+from harness.sandbox import Sandbox
+from harness.waiting import eventually
+from prove.accounting import PREFETCH, Books, Client, Runtime, new_uri, report, restart, scale
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(900)
+MESSAGES = max(int(2000 * scale()), 200)
+
+
+class Stage:
+    """A runtime at work on a broker, and the books of what it does."""
+
+    def __init__(self, rabbitmq: RabbitMQ, folder: Path) -> None:
+        self.rabbitmq = rabbitmq
+        self.uri = new_uri(rabbitmq)
+        self.books = Books()
+        self.client = Client(self.uri, self.books)
+        self.runtime = Runtime(self.uri, folder)
+
+    async def up(self) -> None:
+        self.runtime.start()
+        await eventually(self.declared, "the runtime to declare its queues", timeout=60)
+
+    async def declared(self) -> bool:
+        with contextlib.suppress(aio_pika.exceptions.AMQPError, OSError):
+            await self.client.ready()
+            return True
+        return False
+
+    async def at_work(self) -> bool:
+        return await self.client.ledger() > 0
+
+    async def all_in(self) -> None:
+        """Wait until everything is accounted for, and check that nothing is lost or wrongly dead."""
+        await self.client.settled()
+        await self.runtime.terminate()
+        await self.client.read()
+        assert self.books.lost() == []
+        assert self.books.wrongly_dead() == []
+
+
+@pytest.fixture(name="stage")
+async def _stage(restartable_rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Stage]:
+    stage = Stage(restartable_rabbitmq, tmp_path)
+    yield stage
+    stage.runtime.kill()
+
+
+async def test_a_cut_network_loses_nothing(tmp_path: Path) -> None:
+    sandbox = Sandbox()
+    sandbox.start()
+    host, port = sandbox.network.host, free_port()
+    rabbitmq = RabbitMQ(f"listeners.tcp.2 = {host}:{port}")
+    try:
+        rabbitmq.start()
+        stage = Stage(rabbitmq, tmp_path)
+        uri = stage.uri.replace(f"127.0.0.1:{rabbitmq.port}", f"{host}:{port}") + "?heartbeat=4"
+        stage.runtime = Runtime(uri, tmp_path, sandbox.wrap_network)
+        await stage.up()
+        publishing = asyncio.create_task(stage.client.publish(MESSAGES, rate=400, fates={"retry": 0.2}))
+        for _ in range(3):
+            seen = await stage.client.ledger()
+            sandbox.run("iptables", "-I", "INPUT", "-s", host, "-j", "DROP")
+            await asyncio.sleep(10)  # longer than two heartbeats: both sides give the connection up
+            sandbox.run("iptables", "-D", "INPUT", "-s", host, "-j", "DROP")
+
+            async def goes_on(seen: int = seen) -> bool:
+                return await stage.client.ledger() > seen + PREFETCH
+
+            await eventually(goes_on, "the runtime to work again", timeout=60)
+        await publishing
+        await stage.all_in()
+        report("cut network", f"3 cuts of 10 s: {stage.books.text()}")
+    finally:
+        rabbitmq.stop()
+        sandbox.stop()
+
+
+async def test_a_full_ledger_queue_refuses_and_loses_nothing(stage: Stage) -> None:
+    await stage.up()
+    vhost = stage.uri.rpartition("/")[2]
+    policy = {"pattern": "^ledger$", "definition": {"max-length": 20, "overflow": "reject-publish"}}
+    stage.rabbitmq.api("PUT", f"/policies/{vhost}/full", {**policy, "apply-to": "queues", "priority": 1})
+    await stage.client.publish(100)
+
+    async def full() -> bool:
+        return await stage.client.ledger() >= 20
+
+    await eventually(full, "the ledger to be full", timeout=60)
+    stage.rabbitmq.api("DELETE", f"/policies/{vhost}/full")
+    await _all_dead_or_run(stage)
+    report("full queue", f"target took 20 of 100: {stage.books.text()}")
+
+
+async def test_a_target_that_is_deleted_and_made_again_loses_nothing(stage: Stage) -> None:
+    await stage.up()
+    connection = await aio_pika.connect(stage.uri)
+    async with connection:
+        channel = await connection.channel()
+        await channel.exchange_delete("ledger.x")
+        await stage.client.publish(100)
+
+        async def failing() -> bool:
+            return await stage.client.ready() > 0
+
+        await eventually(failing, "messages to wait for their retry", timeout=60)
+        exchange = await channel.declare_exchange("ledger.x", aio_pika.ExchangeType.FANOUT, durable=True)
+        await (await channel.get_queue("ledger", ensure=False)).bind(exchange)
+    await _all_dead_or_run(stage)
+    report("target deleted", f"100 messages: {stage.books.text()}")
+
+
+async def _all_dead_or_run(stage: Stage) -> None:
+    """Every message has run to its end, or is a dead letter because its publish failed too often."""
+
+    async def accounted() -> bool:
+        await stage.client.read()
+        ended = set(stage.books.runs) | set(stage.books.dead)
+        return ended == set(stage.books.published) and await stage.client.ready() == 0
+
+    await eventually(accounted, "every message to be accounted for", timeout=120)
+    await stage.runtime.terminate()
+    assert set(stage.books.reasons) <= {"max_attempts"}
+
+
+async def test_a_message_that_kills_its_process_is_dead_lettered_and_no_innocent_one_with_it(
+    stage: Stage,
+) -> None:
+    await stage.up()
+    await stage.client.publish(1, fates={"killer": 1.0})
+    await stage.client.publish(PREFETCH * 3, rate=100)
+    killer = 1
+    kills = 0
+    while not stage.books.dead[killer]:
+        before = len(stage.books.started)
+
+        async def started(before: int = before) -> bool:
+            with contextlib.suppress(aio_pika.exceptions.AMQPError, OSError):
+                await stage.client.read()
+            return len(stage.books.started) > before or bool(stage.books.dead[killer])
+
+        await eventually(started, "the killer to run, or to be dead", timeout=120)
+        if stage.books.dead[killer]:
+            break
+        stage.runtime.kill()
+        kills += 1
+        stage.runtime.start()
+    await stage.all_in()
+    assert set(stage.books.dead) == {killer}
+    report("killer", f"dead after {kills} deaths of its process: {stage.books.text()}")
+
+
+async def test_a_slow_handler_across_a_shutdown_ends_and_is_not_repeated(stage: Stage) -> None:
+    await stage.up()
+    await stage.client.publish(PREFETCH, fates={"slow": 1.0})
+    await eventually(stage.at_work, "the first slow handlers to end", timeout=60)
+    await stage.runtime.terminate()
+    stage.runtime.start()
+    await stage.all_in()
+    assert stage.books.repeated() == []
+    report("slow handler across a shutdown", stage.books.text())
+
+
+async def test_retries_that_wait_across_a_restart_of_the_broker_come_back(stage: Stage) -> None:
+    await stage.up()
+    publishing = asyncio.create_task(stage.client.publish(MESSAGES, rate=500, fates={"retry": 1.0}))
+    await eventually(stage.at_work, "handlers to run", timeout=60)
+    await restart(stage.rabbitmq)
+    await publishing
+    await restart(stage.rabbitmq)
+    await stage.all_in()
+    report("retries across restarts", stage.books.text())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lunaq_runtime.brokers.base import Broker, BrokerError, QueueInfo, ServerInfo, Subscription
+    from lunaq_runtime.spans import Spans
 
 WORK = Id("app", "work")
 CONSUMER = Id("app", "worker")
@@ -164,11 +165,12 @@ class LivePolicies:
 class Stage:
     """One broker, an observer's connection to it, and the apps under test.
 
-    `new_broker` makes another connection to the same broker.
+    `new_broker` makes another connection to the same broker; `spans` is what apps record traces with.
     """
 
     def __init__(self, new_broker: Callable[[], Broker]) -> None:
         self._new_broker = new_broker
+        self.spans: Spans | None = None
         self.observer = new_broker()
         self._collected: dict[str, list[Delivery]] = {}
         self._open: list[App] = []
@@ -227,7 +229,7 @@ class Stage:
         broker = SpyBroker(self._new_broker())
         self._spies.append(broker)
         policies = LivePolicies(policy)
-        app = App(document, {DRIVER: broker}, policies)
+        app = App(document, {DRIVER: broker}, policies, spans=self.spans)
         self._open.append(app)
         return Running(app, broker, policies)
 

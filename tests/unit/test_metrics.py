@@ -28,13 +28,14 @@ class Shown:
 
 
 def test_every_counter_shows_under_its_name() -> None:
-    counters = Counters(failed=2, acked=3, retried=4, dead=5, lost=6, delivered=7, running=1)
+    counters = Counters(failed=2, acked=3, retried=4, dead=5, lost=6, delivered=7, redelivered=2, running=1)
     for _ in range(8):
         counters.publish()
     counters.publish("unroutable")
     counters.deny()
     shown = Shown(counters, reconnects=9)
     assert shown.of("lunaq_deliveries_total") == 7
+    assert shown.of("lunaq_redeliveries_total") == 2
     assert shown.of("lunaq_handler_failures_total") == 2
     assert shown.of("lunaq_permission_denied_total") == 1
     settled = {"ack": 3, "retry": 4, "dead": 5, "suspect": 0, "requeue": 0, "lost": 6}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.entries.model import Consumer, Document, Queue
     from lunaq_runtime.ids import Id
     from lunaq_runtime.policy import Policy
+    from lunaq_runtime.spans import Spans
     from lunaq_runtime.worker import HandlerStuckError
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class App:
     """A document at work.
 
     `brokers` holds one for each driver that a consumer or a declared queue needs; `services` is what handlers
-    share with those of another app of this document, by default nothing. Start, then watch `ready`
-    and `healthy`, await `wait_failed`, and `drain` at the end; the brokers are then closed.
+    share with those of another app of this document, by default nothing; `spans` records traces. Start, then
+    watch `ready` and `healthy`, await `wait_failed`, and `drain` at the end; the brokers are then closed.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class App:
         brokers: Mapping[Id, Broker],
         policies: Policies,
         services: Services | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self._document = document
         self._services = services or Services.of(document)
         self._brokers = brokers
         self._policies = policies
+        self._spans = spans
         self._stepper: Stepper | None = None
         self._workers: dict[Id, Worker] = {}
         self._broken: dict[Id, str] = {}
@@ -188,6 +191,7 @@ class App:
             stepper=self._stepper,
             make_state=state_maker(consumer, policy, counters, self._services),
             counters=counters,
+            spans=self._spans,
         )
         try:
             await worker.start()

@@ -75,6 +75,11 @@ class Metrics:
             "lunaq_deliveries", "Deliveries taken up.", ((labels, one.delivered) for labels, one in rows)
         )
         yield _counter(
+            "lunaq_redeliveries",
+            "Deliveries taken up that the broker had delivered before.",
+            ((labels, one.redelivered) for labels, one in rows),
+        )
+        yield _counter(
             "lunaq_handler_failures",
             "Runs that failed, and bodies that did not decode.",
             ((labels, one.failed) for labels, one in rows),

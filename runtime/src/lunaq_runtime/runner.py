@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.entries.model import Document
     from lunaq_runtime.ids import Id
     from lunaq_runtime.policy_source import PolicySource
+    from lunaq_runtime.spans import Spans
     from lunaq_runtime.worker import Counters
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Runner:
     """One document at work. `make_brokers` makes unconnected brokers, one per driver that is needed.
 
     `credentials` returns the pair of the moment (BrokerError if there is none); None: they never change.
+    `spans` records traces.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class Runner:
         policies: PolicySource,
         make_brokers: Callable[[], Mapping[Id, Broker]],
         credentials: Callable[[], tuple[str, str]] | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.services = Services.of(document)
         self._document = document
         self._policies = policies
         self._make_brokers = make_brokers
         self._credentials = credentials
+        self._spans = spans
         self._brokers: Mapping[Id, Broker] = {}
         self._app: App | None = None
         self._pair: tuple[str, str] | None = None
@@ -136,7 +140,7 @@ class Runner:
 
     async def _make_app(self) -> tuple[App, Mapping[Id, Broker]]:
         brokers = self._make_brokers()
-        app = App(self._document, brokers, self._policies, self.services)
+        app = App(self._document, brokers, self._policies, self.services, self._spans)
         await app.start()
         return app, brokers
 

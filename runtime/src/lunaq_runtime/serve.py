@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from lunaq_runtime.health import HealthServer
 from lunaq_runtime.metrics import Metrics
 from lunaq_runtime.policy_source import PolicyFile, PolicySource
 from lunaq_runtime.runner import Runner
+from lunaq_runtime.spans import open_spans
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -58,8 +60,13 @@ async def serve(document: Document, settings: Settings) -> int:
     stop = _stop_signal()
     policies = _policies(document, settings)
     credentials = MountedCredentials(settings.credentials_dir) if settings.credentials_dir else None
+    spans = open_spans(os.environ)
     runner = Runner(
-        document, policies, lambda: make_brokers(document, settings.broker_url, credentials), credentials
+        document,
+        policies,
+        lambda: make_brokers(document, settings.broker_url, credentials),
+        credentials,
+        spans,
     )
     health = _health(runner)
     try:
@@ -78,6 +85,8 @@ async def serve(document: Document, settings: Settings) -> int:
     finally:
         await runner.drain()
         await health.stop()
+        if spans:
+            await asyncio.to_thread(spans.close)
 
 
 def make_brokers(

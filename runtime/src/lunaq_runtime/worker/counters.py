@@ -17,7 +17,8 @@ class Counters:
     `handled` are finished runs and `failed` those of them that failed, with bodies that did not decode.
     `acked`, `retried`, `dead`, `suspected` and `requeued` are settlements; `lost` are deliveries whose
     connection went before they were settled, which the broker delivers again. `publish_failed` counts
-    refused attempts to re-publish. `delivered` are deliveries taken up, `running` those at work now.
+    refused attempts to re-publish. `delivered` are deliveries taken up, `redelivered` those of them
+    that the broker had delivered before, `running` those at work now.
     `published` and `publish_refused` (by reason) are the handler's own publishes, `denied` what its policy
     refused. `seconds` and `buckets` (beside `SECONDS_BOUNDS`, the last one beyond them) measure runs.
     """
@@ -32,6 +33,7 @@ class Counters:
     lost: int = 0
     publish_failed: int = 0
     delivered: int = 0
+    redelivered: int = 0
     running: int = 0
     published: int = 0
     publish_refused: dict[str, int] = field(default_factory=dict)

@@ -99,6 +99,7 @@ class Desk:
             found = True
             succeeded = [session.succeeded.popleft() for _ in range(count)]
             counters.delivered += count
+            counters.redelivered += sum(delivery.redelivered for delivery in succeeded)
             counters.handled += count
             if self._abandoned:
                 succeeded = [delivery for delivery in succeeded if not self._was_abandoned(delivery)]
@@ -143,12 +144,14 @@ class Desk:
     # What has ended -------------------------------------------------------------------------------------
 
     def _take(self, slot: Slot, session: Session, delivery: Delivery, outcome: Any) -> None:
+        if isinstance(outcome, (Finished, Poison)):
+            self._counters.delivered += 1
+            self._counters.redelivered += delivery.redelivered
         match outcome:
             case Finished():
                 if not self._was_abandoned(delivery):
                     self._finished(slot, session, delivery, outcome)
             case Poison():
-                self._counters.delivered += 1
                 self._counters.failed += 1
                 self._settle(session, delivery, outcome)
             case Exception():
@@ -163,7 +166,6 @@ class Desk:
                 self._carry_out(slot, session, delivery, outcome)
 
     def _finished(self, slot: Slot, session: Session, delivery: Delivery, finished: Finished) -> None:
-        self._counters.delivered += 1
         if finished.error is not None and slot.interruption:
             if not finished.settled:
                 self._settle(session, delivery, HandedBack())
@@ -221,7 +223,7 @@ class Desk:
             self._look_at(deadline)
         match request:
             case Publish():
-                self._requests.publish_soon(request, pending.answer)
+                self._requests.publish_soon(slot.traced(request), pending.answer)
             case Sleep(seconds=seconds):
                 pending.work = self._loop.call_later(seconds, pending.wake)
             case Settle(ack=True):

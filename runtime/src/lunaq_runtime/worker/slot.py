@@ -8,6 +8,7 @@ trusted) is made again for the next run.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lunaq_runtime import codecs
@@ -15,13 +16,14 @@ from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
 from lunaq_runtime.lua.requests import Finished
 from lunaq_runtime.retry import DECODE_ERROR, TOO_LARGE, Poison
+from lunaq_runtime.trace_context import PARENT, carried
 from lunaq_runtime.worker.context import DeliveryContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lunaq_runtime.entries.model import Consumer
-    from lunaq_runtime.lua.requests import Request
+    from lunaq_runtime.lua.requests import Publish, Request
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.worker.pending import Pending
     from lunaq_runtime.worker.session import Session
@@ -115,6 +117,14 @@ class Slot:
             return invocation.step(reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(error)
+
+    def traced(self, request: Publish) -> Publish:
+        """Let a publish carry on the trace of the delivery in work, unless the handler set another one."""
+        delivery = self.delivery
+        if delivery is None or delivery.bare or PARENT in request.headers:
+            return request
+        headers = carried(delivery.properties.headers)
+        return replace(request, headers=headers | request.headers) if headers else request
 
     def release(self, *, state_lost: bool = False) -> None:
         """Be free for another delivery."""

@@ -22,6 +22,7 @@ from lunaq_runtime.worker.desk import Desk
 from lunaq_runtime.worker.requests import Requests
 from lunaq_runtime.worker.session import End, Session
 from lunaq_runtime.worker.slot import Slot
+from lunaq_runtime.worker.traced import TracedSlot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.entries.model import Consumer, Queue
     from lunaq_runtime.ids import Id
     from lunaq_runtime.policy import Policy
+    from lunaq_runtime.spans import Spans
     from lunaq_runtime.worker.slot import State
     from lunaq_runtime.worker.stepper import Stepper
 
@@ -67,6 +69,7 @@ class Worker:
         clock: Callable[[], float] = time.time,
         stuck_grace: float = STUCK_GRACE,
         counters: Counters | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.consumer = consumer
         self.queue = queues[consumer.queue]
@@ -77,8 +80,10 @@ class Worker:
         self._clock = clock
         self._stuck_grace = stuck_grace
         self._stepper = stepper
+        codec = self.queue.codec
         self._slots = [
-            Slot(consumer, self.queue.codec, make_state) for _ in range(max(consumer.concurrency, 1))
+            TracedSlot(consumer, codec, make_state, spans) if spans else Slot(consumer, codec, make_state)
+            for _ in range(max(consumer.concurrency, 1))
         ]
         requests = Requests(broker, self.queue.driver, queues, counters)
         self._desk = Desk(consumer, self.queue, stepper, self._slots, requests, counters, clock)

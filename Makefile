@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 # More arguments for pytest, for example: make test-broker ARGS='-k retry -x'
 ARGS ?=
 
-.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images bench prove-kills prove-faults prove-sabotage
+.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images bench prove-idle prove-kills prove-faults prove-sabotage
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ images: setup ## build the images of the operator and the runtime into the cache
 bench: setup ## measure against peers on one RabbitMQ, in shuffled rounds; ARGS='--rounds 1 --jobs relay' (minutes)
 	@scripts/setup-brokers
 	@scripts/bench $(ARGS)
+
+prove-idle: setup ## an idle runtime's memory, and the time until it consumes (a minute)
+	@scripts/setup-brokers
+	$(PYTEST) tests/prove/test_idle.py -s $(ARGS)
 
 prove-kills: setup ## 100,000 messages over 50 SIGKILLs and 10 broker restarts, then 50 SIGTERMs (some 10 minutes)
 	@scripts/setup-brokers

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from datetime import UTC, datetime
-from decimal import Decimal
 
 import pytest
 from aiormq import exceptions as amqp
-from hypothesis import given
-from hypothesis import strategies as st
-from pamqp import decode
 
 from lunaq_runtime.brokers.amqp.backoff import full_jitter
 from lunaq_runtime.brokers.amqp.endpoint import Endpoint
 from lunaq_runtime.brokers.amqp.errors import broker_error
-from lunaq_runtime.brokers.amqp.properties import plain, to_amqp
 from lunaq_runtime.brokers.base import BrokerError
-from lunaq_runtime.brokers.wire import check, encode_table
+from lunaq_runtime.brokers.wire import check
 from lunaq_runtime.message import Properties
 
 
@@ -98,35 +92,6 @@ def test_the_broker_s_refusals_have_the_reasons_of_the_contract():
         assert broker_error("cannot do it", error).reason == reason, error
     both = str(broker_error("cannot declare", amqp.ChannelPreconditionFailed(drift)))
     assert both == "cannot declare: " + drift.removeprefix("PRECONDITION_FAILED - ")
-
-
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False)
-    | st.text()
-    | st.binary(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@given(st.dictionaries(st.text(max_size=60), VALUES, max_size=6))
-def test_headers_decode_to_what_was_encoded(headers: dict[str, object]):
-    raw = encode_table(headers)
-    length, decoded = decode.field_table(raw)
-    assert length == len(raw)
-    assert plain(decoded) == headers
-
-
-def test_foreign_header_types_become_plain_ones():
-    foreign = {"at": datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), "n": [Decimal("1.5"), bytearray(b"x")]}
-    assert plain(foreign) == {"at": 1_700_000_000, "n": [1.5, b"x"]}
-
-
-def test_the_user_id_is_left_out_for_it_would_close_the_channel():
-    assert to_amqp(Properties(user_id="somebody")).user_id is None
 
 
 @pytest.mark.parametrize(

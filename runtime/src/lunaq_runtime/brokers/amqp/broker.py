@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from lunaq_runtime.brokers.amqp import declare, qpid
+from lunaq_runtime.brokers.amqp import declare
 from lunaq_runtime.brokers.amqp.backoff import full_jitter
 from lunaq_runtime.brokers.amqp.endpoint import DEFAULT_CONNECTION_TIMEOUT, DEFAULT_HEARTBEAT, Endpoint
 from lunaq_runtime.brokers.amqp.link import CLOSE_TIMEOUT, open_link
@@ -14,8 +14,7 @@ from lunaq_runtime.brokers.amqp.publishing import Publisher
 from lunaq_runtime.brokers.amqp.subscription import AmqpSubscription
 from lunaq_runtime.brokers.amqp.watch import watch_consumers
 from lunaq_runtime.brokers.base import BrokerError, QueueInfo, ServerInfo
-from lunaq_runtime.brokers.features import Feature, Product, product_of
-from lunaq_runtime.brokers.soon import publish_in_task
+from lunaq_runtime.brokers.features import Feature
 
 if TYPE_CHECKING:
     import ssl
@@ -59,12 +58,11 @@ class AmqpBroker:
         self._reconnect = (reconnect_delay, reconnect_max_delay)
         self._tls = tls
         self._link: Link | None = None
-        self._publisher: Publisher | None = None
+        self._publisher_once: Publisher | None = None
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._subscriptions: list[AmqpSubscription] = []
-        self._publishing: set[asyncio.Task[object]] = set()
         self._closed = False
         self._server = ServerInfo()
         self.reconnects = 0
@@ -125,36 +123,25 @@ class AmqpBroker:
 
     async def publish(self, message: Outgoing, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         self._require_open()
-        if not self._product.has(Feature.EXPIRATION):
-            qpid.refuse_expiration(message.properties)
-        deadline = asyncio.get_running_loop().time() + timeout
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
-        self._publishing.add(task)
-        try:
-            publisher = await self._publisher_by(deadline, message.exchange)
-            await publisher.publish(message, deadline)
-        finally:
-            self._publishing.discard(task)
+        await self._publisher.publish(message, timeout)
 
     def publish_soon(
         self, message: Outgoing, done: Callable[[BrokerError | None], None], *, timeout: float = 30.0
     ) -> None:
-        publish_in_task(self.publish(message, timeout=timeout), done)
+        self._publisher.publish_soon(message, done, timeout)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        pending = self._publishing - {asyncio.current_task()}
-        if pending:
-            await asyncio.wait(pending, timeout=CLOSE_TIMEOUT)
+        await self._publisher.settled(CLOSE_TIMEOUT)
         await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
         for task in filter(None, (self._keeper, self._watch)):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         if self._link:
             await self._link.close()
+        self._publisher.close()
         self._up.clear()
 
     async def wait_link(self) -> Link:
@@ -176,6 +163,7 @@ class AmqpBroker:
             assert self._link is not None  # noqa: S101 - `connect` set it
             await self._link.lost.wait()
             self._up.clear()
+            self._publisher.link_lost()
             log.warning("lost the connection to %s", self._endpoint)
             await self._link.close()
             for wait in self.backoff():
@@ -203,22 +191,15 @@ class AmqpBroker:
         tls = self._tls() if callable(self._tls) else self._tls
         self._link = await open_link(url, endpoint.vhost, what, self._connection_timeout, tls)
         self._server = self._link.server
-        self._publisher = Publisher(self._link)
+        self._publisher.link_up(self._link)
         self._up.set()
 
-    async def _publisher_by(self, deadline: float, exchange: str) -> Publisher:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self.wait_link()
-        except TimeoutError as error:
-            text = f"cannot publish to exchange '{exchange}': not connected to {self._endpoint}"
-            raise BrokerError("connection", text) from error
-        assert self._publisher is not None  # noqa: S101 - made with the link
-        return self._publisher
-
     @property
-    def _product(self) -> Product:
-        return product_of(self._server.product)
+    def _publisher(self) -> Publisher:
+        # Made on first use: a broker may be made before there is a loop.
+        if self._publisher_once is None:
+            self._publisher_once = Publisher(str(self._endpoint))
+        return self._publisher_once
 
     def _require_open(self) -> None:
         if self._closed:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 from aiormq.connection import Connection
 from aiormq.exceptions import AMQPError
 
-from lunaq_runtime.brokers.amqp import tolerant
 from lunaq_runtime.brokers.amqp.errors import translated
+from lunaq_runtime.brokers.amqp.tap import Tap
 from lunaq_runtime.brokers.base import BrokerError, ServerInfo
 from lunaq_runtime.brokers.features import Product, product_of
 
@@ -33,8 +33,9 @@ CLOSE_TIMEOUT = 5.0
 class Link:
     """A connection that is up, or was."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, tap: Tap) -> None:
         self.connection = connection
+        self.tap = tap
         self.lost = asyncio.Event()
         closing = connection.closing
         closing.add_done_callback(self._on_closing)
@@ -54,6 +55,11 @@ class Link:
     def product(self) -> Product:
         """What kind of broker it is."""
         return product_of(self.server.product)
+
+    @property
+    def frame_max(self) -> int:
+        """The most bytes of a frame, as agreed at login; 0 is no limit."""
+        return self.connection.connection_tune.frame_max or 0
 
     async def channel(self, *, confirms: bool) -> Channel:
         """Open a channel."""
@@ -80,14 +86,19 @@ class Link:
                         async with asyncio.timeout(CLOSE_TIMEOUT):
                             await channel.close()
 
-    async def unblocked(self, seconds: float) -> bool:
-        """Wait until the broker takes publishes (`connection.blocked`); false if it does not in time."""
-        try:
+    @contextlib.asynccontextmanager
+    async def kept_channel(self, what: str, seconds: float, *, confirms: bool) -> AsyncIterator[Channel]:
+        """Open a channel to keep; closed again only if what is done inside fails or takes too long."""
+        with translated(what):
             async with asyncio.timeout(seconds):
-                await self.connection.ready()
-        except TimeoutError:
-            return False
-        return True
+                channel = await self.channel(confirms=confirms)
+                try:
+                    yield channel
+                except BaseException:
+                    if not channel.is_closed and self.up:
+                        async with asyncio.timeout(CLOSE_TIMEOUT):
+                            await channel.close()
+                    raise
 
     async def close(self) -> None:
         """Say goodbye, or drop the connection where the broker does not answer."""
@@ -110,8 +121,8 @@ async def open_link(
     tls: ssl.SSLContext | None,
 ) -> Link:
     """Connect and log in within `seconds`, or raise BrokerError; `what` names the place, for texts."""
-    tolerant.install()
-    connection = Connection(url, context=tls, client_properties={"product": "Lunaq"})
+    tap = Tap()
+    connection = Connection(url, context=tls, client_properties={"product": "Lunaq"}, transport_factory=tap)
     connection.vhost = vhost
     try:
         with translated(what):
@@ -127,7 +138,9 @@ async def open_link(
     except BaseException:
         await connection.close()
         raise
-    return Link(connection)
+    link = Link(connection, tap)
+    tap.agree(link.frame_max)
+    return link
 
 
 async def _require_confirms(connection: Connection, what: str, seconds: float) -> None:

@@ -1,148 +1,327 @@
-"""Publishing with confirms over one Link; `broker.publish` is the only caller.
+"""Publishing with confirms, through reconnects; `broker` makes one Publisher and tells it of its links.
 
-Each exchange's first message goes over a channel of its own, after a passive declare: an exchange that is
-missing or forbidden closes the channel, and on the shared one that would take others' confirms with it.
+A message waits in one of three places until it is sent: for a connection, for its exchange to be proven, or
+for the next turn of the loop, which writes all that has gathered at once. Each exchange's first message on a
+connection goes over a channel of its own, after a passive declare: an exchange that is missing or forbidden
+closes the channel, and on the shared one that would take others' confirms with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from aiormq.exceptions import DeliveryError, PublishError
-
-from lunaq_runtime.brokers.amqp.errors import broker_error, translated
-from lunaq_runtime.brokers.amqp.properties import to_amqp
+from lunaq_runtime.brokers.amqp import qpid
+from lunaq_runtime.brokers.amqp.declare import TIMEOUT
+from lunaq_runtime.brokers.amqp.lane import Entry, Lane, Route
+from lunaq_runtime.brokers.amqp.tap import guarded
 from lunaq_runtime.brokers.base import BrokerError
-from lunaq_runtime.brokers.wire import check_names
+from lunaq_runtime.brokers.features import Feature
+from lunaq_runtime.brokers.wire import encode_properties
 
 if TYPE_CHECKING:
-    from aiormq.channel import Channel
+    from collections.abc import Callable, Coroutine, Iterator
+    from typing import Any
 
     from lunaq_runtime.brokers.amqp.link import Link
-    from lunaq_runtime.brokers.amqp.properties import ExactProperties
     from lunaq_runtime.message import Outgoing
+
+_NEVER = float("inf")
+_MOST_ROUTES = 1024
+_ANSWERED = ("nacked", "unroutable")
+"""Refusals of a message, not of its exchange: the broker has looked at it."""
 
 
 class Publisher:
-    """The publish channel of a connection, opened again when the broker closes it."""
+    """All messages on their way to one broker; `endpoint` names it in texts."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._channel: Channel | None = None
-        self._opening = asyncio.Lock()
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None
+        self._expirations = True
+        self._lane: Lane | None = None
+        self._lanes: set[Lane] = set()
         self._proven: set[str] = set()
-        self._proving: dict[str, asyncio.Lock] = {}
-        self._ids: dict[str, asyncio.Event] = {}
+        self._unlinked: deque[Entry] = deque()
+        self._unproven: dict[str, deque[Entry]] = {}
+        self._queue: deque[Entry] = deque()
+        self._flushing = False
+        self._routes: dict[tuple[str, str], Route] = {}
+        self._pending = 0
+        self._idle: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = _NEVER
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._change: asyncio.Future[None] | None = None
 
-    async def publish(self, message: Outgoing, deadline: float) -> None:
-        """Publish and await the confirm until `deadline` (loop time); BrokerError as `brokers.base` says."""
-        what = f"cannot publish to exchange '{message.exchange}'"
-        check_names(message.exchange, message.routing_key)
-        properties = to_amqp(message.properties)
-        await self._until_unblocked(what, deadline)
-        try:
-            async with asyncio.timeout_at(deadline):
-                with translated(what):
-                    await self._through(message, properties, what)
-        except TimeoutError as error:
-            blocked = not await self._link.unblocked(0)
-            why = "the broker blocks publishers (connection.blocked)" if blocked else "no confirm in time"
-            raise BrokerError("timeout", f"{what}: {why}") from error
-
-    async def close(self, channel: Channel | None = None) -> None:
-        """Close the shared channel."""
-        channel = channel or self._channel
-        if channel and not channel.is_closed and self._link.up:
-            await channel.close()
-
-    async def _until_unblocked(self, what: str, deadline: float) -> None:
-        loop = asyncio.get_running_loop()
-        while not await self._link.unblocked(min(deadline - loop.time(), 0.5)):
-            if not self._link.up:
-                raise BrokerError("connection", f"{what}: the connection to the broker was lost")
-            if loop.time() >= deadline:
-                raise BrokerError("timeout", f"{what}: the broker blocks publishers (connection.blocked)")
-
-    async def _through(self, message: Outgoing, properties: ExactProperties, what: str) -> None:
-        exchange = message.exchange
-        if exchange not in self._proven:
-            async with self._proving.setdefault(exchange, asyncio.Lock()):
-                if exchange not in self._proven:
-                    await self._first(message, properties, what)
-                    return
-        try:
-            await self._send(await self._shared(), message, properties, what)
-        except BrokerError as error:
-            # Deleted or forbidden since: look again before the shared channel is used for it once more.
-            if error.reason not in ("nacked", "unroutable"):
-                self._proven.discard(exchange)
-            raise
-
-    async def _first(self, message: Outgoing, properties: ExactProperties, what: str) -> None:
-        channel = await self._link.channel(confirms=True)
-        try:
-            if message.exchange:
-                # An empty type, for Qpid compares it even here.
-                await channel.exchange_declare(message.exchange, exchange_type="", passive=True)
-            await self._send(channel, message, properties, what)
-            self._proven.add(message.exchange)
-        except BrokerError as error:
-            # The broker looked at the message, so the exchange is there and ours to write to.
-            if error.reason in ("nacked", "unroutable"):
-                self._proven.add(message.exchange)
-            raise
-        finally:
-            if message.exchange in self._proven:
-                self._proving.pop(message.exchange, None)
-            await self.close(channel)
-
-    async def _shared(self) -> Channel:
-        async with self._opening:
-            if self._channel is None or self._channel.is_closed:
-                self._channel = await self._link.channel(confirms=True)
-            return self._channel
-
-    async def _send(
-        self, channel: Channel, message: Outgoing, properties: ExactProperties, what: str
+    def publish_soon(
+        self, message: Outgoing, done: Callable[[BrokerError | None], None], timeout: float
     ) -> None:
-        # aiormq matches a Basic.Return by the message id alone, so one id is in flight only once.
-        message_id = properties.message_id
-        while message_id and (other := self._ids.get(message_id)):
-            await other.wait()
-        done = asyncio.Event()
-        if message_id:
-            self._ids[message_id] = done
+        """Publish and call `done` once and later, as `brokers.base` says."""
         try:
-            await channel.basic_publish(
-                message.body,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                properties=properties,
-                mandatory=True,
-                wait=False,
-            )
-        except PublishError as error:
-            text = f"{what}: no queue takes routing key '{message.routing_key}'"
-            raise BrokerError("unroutable", text) from error
-        except DeliveryError as error:
-            raise BrokerError(
-                "nacked", f"{what}: the broker refused the message, a queue may be full"
-            ) from error
-        except Exception as error:
-            raise _of_this(broker_error(what, error), message.exchange) from error
+            if self._closed:
+                raise BrokerError("closed", f"the connection to {self._endpoint} is closed")  # noqa: TRY301 - told like all others
+            if not self._expirations:
+                qpid.refuse_expiration(message.properties)
+            route = self._routes.get((message.exchange, message.routing_key)) or self._new_route(message)
+            properties = encode_properties(message.properties)
+        except BrokerError as error:
+            self._loop.call_soon(done, error)
+            return
+        deadline = self._loop.time() + timeout
+        if deadline < self._alarm_at:
+            self._wake_at(deadline)
+        self._pending += 1
+        self._sort(Entry(message, route, properties, done, deadline))
+
+    async def publish(self, message: Outgoing, timeout: float) -> None:  # noqa: ASYNC109
+        """Publish and await the confirm; BrokerError as `brokers.base` says."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+
+        def done(error: BrokerError | None) -> None:
+            if waiter.done():
+                return
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+        self.publish_soon(message, done, timeout)
+        await waiter
+
+    def link_up(self, link: Link) -> None:
+        """Send over a new connection, first what has been waiting for it."""
+        self._link = link
+        self._expirations = link.product.has(Feature.EXPIRATION)
+        self._lane = None
+        self._opening: Link | None = None
+        self._proven.clear()
+        link.tap.on_change.append(self._changed)
+        waiting = [*self._unlinked, *chain(*self._unproven.values()), *self._queue]
+        self._unlinked.clear()
+        self._unproven = {}
+        self._queue.clear()
+        for entry in waiting:
+            if entry.done is not None:
+                self._sort(entry)
+
+    def link_lost(self) -> None:
+        """Keep what was not sent for the next connection; what was in flight is told by its lane."""
+        self._link = None
+        self._changed()
+
+    async def settled(self, seconds: float) -> None:
+        """Take no more, and wait until every message has been answered, at most `seconds`."""
+        self._closed = True
+        if self._pending:
+            self._idle = self._loop.create_future()
+            await asyncio.wait([self._idle], timeout=seconds)
+
+    def close(self) -> None:
+        """Tell all that are not answered yet."""
+        self._link = None
+        for entry in list(self._entries()):
+            if entry.done is not None:
+                self._resolve(entry, BrokerError("closed", f"{entry.what}: the connection is closed"))
+        for task in self._tasks:
+            task.cancel()
+        if self._alarm:
+            self._alarm.cancel()
+
+    def _new_route(self, message: Outgoing) -> Route:
+        if len(self._routes) >= _MOST_ROUTES:
+            self._routes.clear()
+        route = Route(message.exchange, message.routing_key)
+        self._routes[message.exchange, message.routing_key] = route
+        return route
+
+    def _sort(self, entry: Entry) -> None:
+        exchange = entry.route.exchange
+        if self._link is None:
+            self._unlinked.append(entry)
+        elif exchange in self._proven:
+            self._queue.append(entry)
+            if not self._flushing:
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+        elif exchange in self._unproven:
+            self._unproven[exchange].append(entry)
+        else:
+            self._unproven[exchange] = deque([entry])
+            self._spawn(self._prove(self._link, exchange, self._unproven[exchange]))
+
+    def _changed(self) -> None:
+        """Go on after the socket, or the broker, took nothing for a while."""
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+        self._flush()
+
+    async def _wait_change(self) -> None:
+        if self._change is None or self._change.done():
+            self._change = self._loop.create_future()
+        await self._change
+
+    def _flush(self) -> None:
+        """Send all that has gathered."""
+        self._flushing = False
+        link, lane = self._link, self._lane
+        if link is None or not self._queue or link.tap.blocked:
+            return
+        if lane is not None and lane.open:
+            lane.send(self._queue)
+        elif self._opening is not link:
+            self._opening = link
+            self._spawn(self._open_shared(link))
+
+    async def _open_shared(self, link: Link) -> None:
+        try:
+            lane = await self._open(link, "cannot open a channel to publish on")
+            if self._link is link:
+                self._lane = lane
+        except BrokerError as error:
+            # What was not sent yet may wait for the next connection; on this one there is no channel to have.
+            if self._link is link and link.up:
+                failed, self._queue = self._queue, deque()
+                for entry in failed:
+                    self._resolve(entry, error)
         finally:
-            done.set()
-            if message_id:
-                del self._ids[message_id]
+            if self._opening is link:
+                self._opening = None
+        self._flush()
+
+    async def _prove(self, link: Link, exchange: str, waiting: deque[Entry]) -> None:
+        """Send the first message that waits for `exchange`; the next one too, if that was no proof."""
+        while waiting and self._link is link:
+            entry = waiting[0]
+            if entry.done is not None:
+                await self._prove_by(link, entry)
+            if waiting and waiting[0] is entry:
+                waiting.popleft()
+        if self._unproven.get(exchange) is waiting and not waiting:
+            del self._unproven[exchange]
+
+    async def _prove_by(self, link: Link, entry: Entry) -> None:
+        """Send one message over a channel of its own, and wait for the answer."""
+        answered: asyncio.Future[None] = self._loop.create_future()
+        tell = entry.done
+        exchange = entry.route.exchange
+
+        def done(error: BrokerError | None) -> None:
+            if not answered.done():
+                answered.set_result(None)
+            if error is None or error.reason in _ANSWERED:
+                self._release(exchange, entry)
+            if tell is not None:
+                tell(error)
+
+        entry.done = done
+        lane = None
+        try:
+            lane = await self._open(link, entry.what, exchange)
+            await self._send_alone(link, lane, entry)
+            await answered
+        except BrokerError as error:
+            self._resolve(entry, error)
+        finally:
+            if lane is not None:
+                self._spawn(_closed(lane))
+
+    async def _send_alone(self, link: Link, lane: Lane, entry: Entry) -> None:
+        queue = deque([entry])
+        while queue and entry.done is not None:
+            if self._link is not link or not lane.open:
+                raise BrokerError("connection", f"{entry.what}: the connection was lost")
+            if not link.tap.blocked:
+                lane.send(queue)
+            if queue:
+                await self._wait_change()
+
+    def _release(self, exchange: str, prover: Entry) -> None:
+        """Let all go that waited for the proof, before anything newer."""
+        self._proven.add(exchange)
+        for entry in self._unproven.pop(exchange, ()):
+            if entry is not prover:
+                self._sort(entry)
+
+    async def _open(self, link: Link, what: str, exchange: str = "") -> Lane:
+        """Open a lane, after asking for `exchange` on its channel; BrokerErrors begin with `what`."""
+        async with link.kept_channel(what, TIMEOUT, confirms=True) as channel:
+            if exchange:
+                # An empty type, for Qpid compares it even here.
+                await channel.exchange_declare(exchange, exchange_type="", passive=True)
+        lane = Lane(link.tap, channel, link.frame_max, self._resolve)
+        self._lanes.add(lane)
+        channel.closing.add_done_callback(lambda _closing: self._lanes.discard(lane))
+        return lane
+
+    def _resolve(self, entry: Entry, error: BrokerError | None) -> None:
+        done = entry.done
+        if done is None:
+            return
+        entry.done = None
+        if error is not None and error.reason not in _ANSWERED:
+            # Deleted or forbidden since: look again before the shared channel is used for it once more.
+            self._proven.discard(entry.route.exchange)
+        self._pending -= 1
+        guarded(done, error)
+        if not self._pending and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _entries(self) -> Iterator[Entry]:
+        yield from self._unlinked
+        yield from self._queue
+        for waiting in self._unproven.values():
+            yield from waiting
+        for lane in self._lanes:
+            yield from lane.in_flight()
+
+    def _wake_at(self, when: float) -> None:
+        if self._alarm:
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        """Give up what is overdue; one alarm serves all messages."""
+        self._alarm_at = _NEVER
+        self._alarm = None
+        now = self._loop.time()
+        due = [entry for entry in self._entries() if entry.done is not None and entry.deadline <= now]
+        for entry in due:
+            self._resolve(entry, self._overdue(entry))
+            entry.message = None
+        self._unlinked = deque(entry for entry in self._unlinked if entry.done is not None)
+        self._queue = deque(entry for entry in self._queue if entry.done is not None)
+        for waiting in self._unproven.values():
+            left = [entry for entry in waiting if entry.done is not None]
+            waiting.clear()
+            waiting.extend(left)
+        following = min(
+            (entry.deadline for entry in self._entries() if entry.done is not None), default=_NEVER
+        )
+        if following < self._alarm_at:
+            self._wake_at(following)
+
+    def _overdue(self, entry: Entry) -> BrokerError:
+        link = self._link
+        if link is None:
+            return BrokerError("connection", f"{entry.what}: not connected to {self._endpoint}")
+        blocked = link.tap.blocked
+        why = "the broker blocks publishers (connection.blocked)" if blocked else "no confirm in time"
+        return BrokerError("timeout", f"{entry.what}: {why}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-def _of_this(error: BrokerError, exchange: str) -> BrokerError:
-    """Tell a refusal of this exchange from one of another that closed the shared channel for all."""
-    if (
-        error.reason in ("queue_not_found", "access_refused")
-        and f"exchange '{exchange}'" not in str(error).partition(": ")[2]
-    ):
-        text = f"cannot publish to exchange '{exchange}': the broker closed the channel over another message"
-        return BrokerError("connection", text)
-    return error
+async def _closed(lane: Lane) -> None:
+    try:
+        await lane.close()
+    except Exception:  # noqa: BLE001 - the connection is going, and the channel with it
+        return

@@ -712,7 +712,15 @@ async def test_a_publish_by_callback_is_told_of_once_and_never_during_the_call(b
     await told.all()
     await broker.publish(message(b"last"))
     assert set(map(tuple, told.reasons.values())) == {(None,)}
-    await ready(broker, NAME, 201)
+    _, inbox = await consume(broker, prefetch=0)
+    await inbox.have(201)
+    await broker.publish(message(b"after"))
+
+    async def came() -> bool:
+        return b"after" in inbox.bodies
+
+    await eventually(came, "the message after them")
+    assert sorted(inbox.bodies) == sorted([b"%d" % number for number in range(200)] + [b"last", b"after"])
 
 
 async def test_publishes_by_callback_keep_their_order(broker: Broker):

@@ -1,4 +1,4 @@
-"""Settlements against a model of what a broker makes of the frames: each delivery is settled once, as said."""
+"""Settlements against a model of what a broker makes of the frames: each delivery settled once, as said."""
 
 from __future__ import annotations
 

@@ -199,10 +199,12 @@ class Lane:
             best.returned = True
 
     def _closed(self, closing: asyncio.Future[Any]) -> None:
-        """Tell all whose answer will never come."""
+        self.fail(None if closing.cancelled() else closing.exception())
+
+    def fail(self, error: BaseException | None) -> None:
+        """Tell all whose answer will never come; `error` closed the channel, None if the connection went."""
         self.open = False
         self._tap.leave(self._number, self)
-        error = None if closing.cancelled() else closing.exception()
         left, self._in_flight = self._in_flight, {}
         for entry in left.values():
             self._resolve(entry, _why(entry, error))

@@ -110,8 +110,10 @@ class Publisher:
                 self._sort(entry)
 
     def link_lost(self) -> None:
-        """Keep what was not sent for the next connection; what was in flight is told by its lane."""
+        """Keep what was not sent for the next connection, and tell what was."""
         self._link = None
+        for lane in list(self._lanes):
+            lane.fail(None)
         self._changed()
 
     async def settled(self, seconds: float) -> None:
@@ -243,9 +245,13 @@ class Publisher:
     def _release(self, exchange: str, prover: Entry) -> None:
         """Let all go that waited for the proof, before anything newer."""
         self._proven.add(exchange)
-        for entry in self._unproven.pop(exchange, ()):
-            if entry is not prover:
-                self._sort(entry)
+        waiting = self._unproven.pop(exchange, None)
+        if waiting is None:
+            return
+        released = [entry for entry in waiting if entry is not prover]
+        waiting.clear()  # the task that proves looks at it again
+        for entry in released:
+            self._sort(entry)
 
     async def _open(self, link: Link, what: str, exchange: str = "") -> Lane:
         """Open a lane, after asking for `exchange` on its channel; BrokerErrors begin with `what`."""

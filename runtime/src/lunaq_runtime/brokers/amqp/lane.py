@@ -16,6 +16,7 @@ from lunaq_runtime.brokers.amqp import decode
 from lunaq_runtime.brokers.amqp.errors import broker_error
 from lunaq_runtime.brokers.amqp.frames import ACK, FRAME_OVERHEAD, RETURN
 from lunaq_runtime.brokers.base import BrokerError
+from lunaq_runtime.brokers.features import Feature
 from lunaq_runtime.brokers.wire import short_text
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from aiormq.channel import Channel
 
     from lunaq_runtime.brokers.amqp.frames import Event
-    from lunaq_runtime.brokers.amqp.tap import Tap
+    from lunaq_runtime.brokers.amqp.link import Link
     from lunaq_runtime.message import Outgoing
 
 log = logging.getLogger(__name__)
@@ -98,12 +99,15 @@ class Lane:
     """Publishes in flight on one channel; `resolve` is told how each ended."""
 
     def __init__(
-        self, tap: Tap, channel: Channel, frame_max: int, resolve: Callable[[Entry, BrokerError | None], None]
+        self, link: Link, channel: Channel, resolve: Callable[[Entry, BrokerError | None], None]
     ) -> None:
+        tap = link.tap
         self._tap = tap
         self._channel = channel
         self._number = channel.number
-        self._longest = (frame_max or 1 << 32) - FRAME_OVERHEAD
+        self._longest = (link.frame_max or 1 << 32) - FRAME_OVERHEAD
+        # Elsewhere a return follows the refusal of its publish, and would be taken for another's.
+        self._returns = link.product.has(Feature.UNROUTABLE)
         self._resolve = resolve
         self._sent = 0
         self._lowest = 1
@@ -138,7 +142,8 @@ class Lane:
         in_flight = self._in_flight
         for method, tag, many, head, body in events:
             if method == RETURN:
-                self._returned(head, many, body)
+                if self._returns:
+                    self._returned(head, many, body)
             elif not many:
                 if entry := in_flight.pop(tag, None):
                     self._confirmed(entry, method)

@@ -259,7 +259,7 @@ class Publisher:
             if exchange:
                 # An empty type, for Qpid compares it even here.
                 await channel.exchange_declare(exchange, exchange_type="", passive=True)
-        lane = Lane(link.tap, channel, link.frame_max, self._resolve)
+        lane = Lane(link, channel, self._resolve)
         self._lanes.add(lane)
         channel.closing.add_done_callback(lambda _closing: self._lanes.discard(lane))
         return lane

@@ -1,0 +1,569 @@
+"""The AMQP hot path against a peer that says what a test wants: orders, losses, refusals at bad moments."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pamqp import commands, frame
+
+from harness.amqp_peer import Connection, Peer, Publish
+from harness.pki import Pki
+from harness.waiting import eventually
+from lunaq_runtime.brokers.amqp import AmqpBroker
+from lunaq_runtime.brokers.amqp.tap import Tap
+from lunaq_runtime.message import Delivery, Outgoing, Properties
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from lunaq_runtime.brokers.amqp.subscription import AmqpSubscription
+    from lunaq_runtime.brokers.base import BrokerError
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    made = Peer()
+    await made.start()
+    yield made
+    await made.close()
+    assert made.offences == []
+
+
+@asynccontextmanager
+async def connected(peer: Peer, **options: Any) -> AsyncIterator[AmqpBroker]:
+    broker = AmqpBroker(peer.uri, **{"reconnect_delay": 0.01, "reconnect_max_delay": 0.1} | options)
+    await broker.connect()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+@pytest.fixture
+async def broker(peer: Peer) -> AsyncIterator[AmqpBroker]:
+    async with connected(peer) as made:
+        yield made
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    async def true() -> bool:
+        return bool(condition())
+
+    await eventually(true, what)
+
+
+def message(body: bytes = b"x", exchange: str = "x", key: str = "k", **properties: Any) -> Outgoing:
+    return Outgoing(exchange, key, body, Properties(**properties))
+
+
+class Answers:
+    """What became of messages that were published by callback, by name: None or the reason."""
+
+    def __init__(self, broker: AmqpBroker) -> None:
+        self._broker = broker
+        self.reasons: dict[str, str | None] = {}
+        self.texts: dict[str, str] = {}
+
+    def publish(self, name: str, outgoing: Outgoing | None = None, **options: Any) -> None:
+        def done(error: BrokerError | None) -> None:
+            assert name not in self.reasons, f"{name} was told of twice"
+            self.reasons[name] = error.reason if error else None
+            self.texts[name] = str(error or "")
+
+        self._broker.publish_soon(outgoing or message(name.encode()), done, **options)
+
+    async def all(self, *names: str) -> dict[str, str | None]:
+        await until(lambda: set(names) <= set(self.reasons), f"answers for {names}")
+        return {name: self.reasons[name] for name in names}
+
+
+def confirm(connection: Connection, publish: Publish) -> None:
+    connection.confirm(publish)
+
+
+async def warm(peer: Peer, broker: AmqpBroker) -> Connection:
+    """Prove the exchange and open the shared channel, then leave the confirms to the test."""
+    peer.on_publish = confirm
+    await broker.publish(message())
+    await broker.publish(message())
+    peer.on_publish = None
+    connection = peer.last
+    connection.publishes.clear()
+    return connection
+
+
+async def published(connection: Connection, number: int) -> list[Publish]:
+    await until(lambda: len(connection.publishes) >= number, f"{number} publishes")
+    return connection.publishes
+
+
+# What comes back for a publish
+
+
+async def test_confirms_are_matched_by_number_single_and_multiple(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    for number in range(10):
+        answers.publish(str(number))
+    sent = await published(connection, 10)
+    connection.confirm(sent[4])
+    connection.confirm(sent[2], multiple=True, nack=True)
+    await answers.all("4", "0", "1", "2")
+    assert answers.reasons == {"4": None, "0": "nacked", "1": "nacked", "2": "nacked"}
+    connection.confirm(sent[9], multiple=True)
+    await answers.all("9")
+    assert answers.reasons == {str(n): "nacked" if n < 3 else None for n in range(10)}
+
+
+@pytest.mark.parametrize("multiple", [True, False])
+async def test_a_returned_publish_is_told_from_one_of_the_same_message_id(
+    peer: Peer,
+    broker: AmqpBroker,
+    multiple: bool,  # noqa: FBT001 - a parameter
+):
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    same: dict[str, Any] = {"message_id": "same", "content_type": "text/plain"}
+    answers.publish("routed", message(b"1", **same))
+    answers.publish("returned", message(b"2", **same))
+    answers.publish("other key", message(b"2", key="other", **same))
+    answers.publish("other headers", message(b"2", headers={"n": 1}, **same))
+    sent = await published(connection, 4)
+    # In one write: a confirm that comes with the return must not overtake it.
+    connection.give_back(sent[1])
+    for one in sent[-1:] if multiple else sent:
+        connection.confirm(one, multiple=multiple)
+    assert await answers.all("routed", "returned", "other key", "other headers") == {
+        "routed": None,
+        "returned": "unroutable",
+        "other key": None,
+        "other headers": None,
+    }
+    assert "'k'" in answers.texts["returned"]
+
+
+async def test_of_equal_messages_as_many_are_told_unroutable_as_were_returned(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    names = [str(number) for number in range(5)]
+    for name in names:
+        answers.publish(name, message(b"equal", message_id="m"))
+    sent = await published(connection, 5)
+    for one in (sent[1], sent[3]):
+        connection.give_back(one)
+    connection.confirm(sent[4], multiple=True)
+    told = list((await answers.all(*names)).values())
+    assert sorted(told, key=str) == [None, None, None, "unroutable", "unroutable"]
+
+
+async def test_a_return_that_the_broker_added_headers_to_finds_its_publish(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    for name in ("a", "b"):
+        answers.publish(name, message(b"", message_id=name))
+    sent = await published(connection, 2)
+    connection.give_back(sent[1], headers={"timestamp_in_ms": 1})
+    connection.confirm(sent[1], multiple=True)
+    assert await answers.all("a", "b") == {"a": None, "b": "unroutable"}
+
+
+async def test_a_large_body_comes_back_in_many_frames(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    body = bytes(range(256)) * 2000
+    answers.publish("large", message(body))
+    answers.publish("small")
+    sent = await published(connection, 2)
+    connection.say(sent[0].channel, commands.Basic.Return(312, "NO_ROUTE", "x", "k"))
+    head = connection.delivery(sent[0].channel, body)
+    # The content of a delivery is that of a return, behind another method.
+    connection.raw(head[int.from_bytes(head[3:7]) + 8 :])
+    connection.confirm(sent[1], multiple=True)
+    assert await answers.all("large", "small") == {"large": "unroutable", "small": None}
+
+
+# Writing
+
+
+async def test_publishes_of_one_turn_leave_in_one_write(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+):
+    await warm(peer, broker)
+    peer.on_publish = confirm
+    writes: list[int] = []
+    write = Tap.write
+    monkeypatch.setattr(Tap, "write", lambda tap, data: (writes.append(len(data)), write(tap, data)))
+    await asyncio.gather(*(broker.publish(message(b"%d" % number)) for number in range(100)))
+    assert len(writes) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 4087, 4088, 4089, 8176, 100_000])
+async def test_no_frame_is_longer_than_agreed(size: int):
+    peer = Peer(frame_max=4096)
+    await peer.start()
+    peer.on_publish = confirm
+    body = bytes(number % 251 for number in range(size))
+    async with connected(peer) as broker:
+        await broker.publish(message(body))
+        assert peer.last.publishes[0].body == body
+        assert peer.last.longest <= 4096
+    await peer.close()
+
+
+async def test_headers_longer_than_a_frame_are_refused_and_harm_nobody(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    answers.publish("long", message(headers={"n": "x" * 200_000}))
+    answers.publish("fine")
+    assert await answers.all("long") == {"long": "encode_failed"}
+    connection.confirm((await published(connection, 1))[0])
+    assert await answers.all("fine") == {"fine": None}
+    assert len(peer.connections) == 1
+
+
+async def test_a_peer_that_takes_nothing_makes_publishes_and_acks_wait_without_piling_up(
+    peer: Peer, broker: AmqpBroker
+):
+    connection = await warm(peer, broker)
+    subscription, got = await consume(peer, broker)
+    connection.deliver(connection.consuming, *(b"%d" % number for number in range(1000)))
+    await until(lambda: len(got) == 1000, "the deliveries")
+    connection.stop_reading()
+    answers = Answers(broker)
+    names = [f"{number:03}" for number in range(200)]
+    for name in names:
+        answers.publish(name, message(name.encode() + b"x" * 100_000))
+    tap = broker._link.tap  # type: ignore[union-attr]
+    await until(lambda: not tap.writable, "the socket to be full")
+    for delivery in reversed(got):
+        subscription.settle(ack=[delivery])
+    transport = tap._transport
+    assert transport is not None
+    assert transport.get_write_buffer_size() < 2_000_000
+    peer.on_publish = confirm
+    connection.go_on()
+    assert await answers.all(*names) == dict.fromkeys(names)
+    assert [one.body[:3].decode() for one in connection.publishes] == names
+    await until(lambda: len(connection.settled) == 1000, "the acks")
+    await subscription.close()
+
+
+async def test_acks_that_waited_arrive_before_the_channel_is_closed(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    subscription, got = await consume(peer, broker)
+    connection.deliver(connection.consuming, b"1", b"2", b"3")
+    await until(lambda: len(got) == 3, "the deliveries")
+    tap = broker._link.tap  # type: ignore[union-attr]
+    tap.paused(paused=True)
+    subscription.settle(ack=got[1:], requeue=got[:1])
+    closing = asyncio.create_task(subscription.close())
+    await until(lambda: not connection.consuming, "the cancel, which aiormq writes")
+    assert connection.settled == []
+    tap.paused(paused=False)
+    await closing
+    assert sorted(connection.settled) == [("ack", b"2"), ("ack", b"3"), ("requeue", b"1")]
+
+
+# Blocked
+
+
+async def test_a_blocked_connection_holds_messages_back_and_says_so(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    connection.say(0, commands.Connection.Blocked("low on memory"))
+    tap = broker._link.tap  # type: ignore[union-attr]
+    await until(lambda: tap.blocked, "the block")
+    answers = Answers(broker)
+    answers.publish("late", timeout=0.05)
+    answers.publish("new", message(exchange="new"), timeout=0.05)
+    answers.publish("patient")
+    assert await answers.all("late", "new") == {"late": "timeout", "new": "timeout"}
+    assert "blocks publishers" in answers.texts["late"]
+    assert "blocks publishers" in answers.texts["new"]
+    assert connection.publishes == []
+    peer.on_publish = confirm
+    connection.say(0, commands.Connection.Unblocked())
+    assert await answers.all("patient") == {"patient": None}
+    assert [one.body for one in connection.publishes] == [b"patient"], "what was given up is not sent"
+
+
+async def test_an_answer_that_does_not_come_is_a_timeout_and_later_confirms_nobody_else(
+    peer: Peer, broker: AmqpBroker
+):
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    answers.publish("slow", timeout=0.05)
+    assert await answers.all("slow") == {"slow": "timeout"}
+    assert "no confirm in time" in answers.texts["slow"]
+    # The exchange is looked at again, for it may be the reason.
+    answers.publish("next")
+    sent = await published(connection, 2)
+    connection.confirm(sent[0])
+    await broker.queue_info("anything")
+    assert "next" not in answers.reasons
+    connection.confirm(sent[1])
+    assert await answers.all("next") == {"next": None}
+
+
+# Losses
+
+
+async def test_what_is_in_flight_when_the_connection_dies_is_told_and_what_is_not_sent_is_sent_later(
+    peer: Peer, broker: AmqpBroker
+):
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    lost = [str(number) for number in range(50)]
+    for name in lost:
+        answers.publish(name)
+    sent = await published(connection, 50)
+    connection.confirm(sent[9], multiple=True)
+    await answers.all("9")
+    peer.on_publish = confirm
+    connection.abort()
+    await answers.all(*lost)
+    answers.publish("later")
+    told = await answers.all(*lost, "later")
+    assert told == {name: None if int(name) < 10 else "connection" for name in lost} | {"later": None}
+    assert [one.body for one in peer.last.publishes] == [b"later"]
+    assert len(peer.connections) == 2
+
+
+async def test_the_first_message_to_an_exchange_is_told_when_the_connection_dies_under_it(
+    peer: Peer, broker: AmqpBroker
+):
+    answers = Answers(broker)
+    for name in ("first", "second", "third"):
+        answers.publish(name)
+    connection = await peer.has(lambda one: len(one.publishes) == 1, "the first publish")
+    peer.on_publish = confirm
+    connection.abort()
+    assert await answers.all("first", "second", "third") == {
+        "first": "connection",
+        "second": None,
+        "third": None,
+    }
+    assert [one.body for one in peer.last.publishes] == [b"second", b"third"]
+
+
+async def test_closing_waits_for_confirms_and_tells_all_that_have_none(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lunaq_runtime.brokers.amqp.broker.CLOSE_TIMEOUT", 0.2)
+    async with connected(peer) as broker:
+        connection = await warm(peer, broker)
+        answers = Answers(broker)
+        for name in ("confirmed", "never"):
+            answers.publish(name)
+        sent = await published(connection, 2)
+        closing = asyncio.create_task(broker.close())
+        await asyncio.sleep(0)
+        connection.confirm(sent[0])
+        await closing
+        assert answers.reasons == {"confirmed": None, "never": "connection"}
+
+
+async def test_a_channel_closed_over_one_message_fails_that_one_and_the_others_say_why(
+    peer: Peer, broker: AmqpBroker
+):
+    connection = await warm(peer, broker)
+    peer.on_publish = confirm
+    await broker.publish(message(exchange="gone"))
+    await broker.publish(message(exchange="gone"))
+    peer.on_publish = None
+    connection.publishes.clear()
+    answers = Answers(broker)
+    answers.publish("other")
+    answers.publish("gone", message(exchange="gone"))
+    sent = await published(connection, 2)
+    connection.close_channel(sent[0].channel, 404, "NOT_FOUND - no exchange 'gone' in vhost '/'")
+    assert await answers.all("other", "gone") == {"other": "connection", "gone": "queue_not_found"}
+    assert "another message" in answers.texts["other"]
+    peer.on_publish = confirm
+    peer.missing.add("gone")
+    answers.publish("again")
+    answers.publish("still gone", message(exchange="gone"))
+    assert await answers.all("again", "still gone") == {"again": None, "still gone": "queue_not_found"}
+    assert len(peer.connections) == 1
+
+
+async def test_nothing_is_written_to_a_channel_that_the_broker_closes_in_the_middle_of_publishing(
+    peer: Peer, broker: AmqpBroker
+):
+    await warm(peer, broker)
+    peer.on_publish = lambda connection, publish: (
+        connection.close_channel(publish.channel, 406, "PRECONDITION_FAILED - no")
+        if publish.body == b"bad"
+        else connection.confirm(publish)
+    )
+    for round_ in range(20):
+        answers = Answers(broker)
+        names = [f"{round_}-{number}" for number in range(20)]
+        for name in names:
+            answers.publish(name, message(b"bad" if name.endswith("-7") else b"fine"))
+            if name.endswith("5"):
+                await asyncio.sleep(0)
+        told = await answers.all(*names)
+        assert told[f"{round_}-7"] == "invalid_arguments"
+    assert len(peer.connections) == 1
+
+
+# Consuming
+
+
+async def consume(peer: Peer, broker: AmqpBroker, **options: Any) -> tuple[AmqpSubscription, list[Delivery]]:
+    got: list[Delivery] = []
+    subscription = await broker.consume("q", prefetch=10, on_deliveries=got.extend, **options)
+    await peer.has(lambda one: one.consuming, "the consumer")
+    return subscription, got
+
+
+async def test_a_connection_that_dies_in_the_middle_of_a_message_delivers_only_whole_ones(
+    peer: Peer, broker: AmqpBroker
+):
+    subscription, got = await consume(peer, broker)
+    for cut in (1, 5, 20, 40):
+        before = len(got)
+        connection = peer.last
+        connection.deliver(connection.consuming, b"whole", b"x" * 20, cut=cut)
+        await until(lambda before=before: len(got) > before, "the whole message")  # type: ignore[misc]
+        number = len(peer.connections) + 1
+        connection.abort()
+        await peer.has(lambda one: one.consuming, "the consumer on a new connection", number)
+        await until(lambda: subscription.active, "the consumer to be active")
+        subscription.settle(ack=got)  # of a dead connection: nothing is sent
+    assert [one.body for one in got] == [b"whole"] * 4
+    assert [one.generation for one in got] == [1, 2, 3, 4]
+    peer.last.deliver(peer.last.consuming, b"next")
+    await until(lambda: len(got) == 5, "a delivery")
+    subscription.settle(ack=got)
+    await until(lambda: peer.last.settled, "the ack")
+    assert peer.last.settled == [("ack", b"next")]
+
+
+async def test_a_channel_closed_under_a_batch_is_not_spoken_on_and_consumed_anew(
+    peer: Peer, broker: AmqpBroker
+):
+    subscription, got = await consume(peer, broker)
+    connection = peer.last
+    first = connection.consuming
+    connection.raw(
+        b"".join(connection.delivery(first, b"%d" % number) for number in range(3))
+        + frame.marshal(
+            commands.Channel.Close(406, "PRECONDITION_FAILED - unknown delivery tag", 60, 80), first
+        )
+    )
+    closed = connection.channels[first]
+    connection._closing.add(first)
+    await until(lambda: len(got) == 3, "the deliveries")
+    while connection.channels.get(first) is closed:
+        subscription.settle(ack=got)
+        await asyncio.sleep(0)
+    assert not subscription.alive(got[0])
+    await until(lambda: subscription.active and connection.consuming, "the consumer to come back")
+    subscription.settle(ack=got)
+    connection.deliver(connection.consuming, b"again")
+    await until(lambda: len(got) == 4, "a delivery")
+    assert got[3].generation == 2
+    subscription.settle(ack=got)
+    await until(lambda: connection.settled, "the ack")
+    assert connection.settled == [("ack", b"again")]
+    assert len(peer.connections) == 1
+
+
+async def test_bytes_that_are_no_frames_cost_a_connection_and_no_confirm(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    subscription, got = await consume(peer, broker)
+    answers = Answers(broker)
+    for name in ("confirmed", "lost"):
+        answers.publish(name)
+    sent = await published(connection, 2)
+    broken = connection.delivery(connection.consuming, b"broken")[:-1] + b"\x00"
+    connection.raw(frame.marshal(commands.Basic.Ack(sent[0].tag), sent[0].channel) + broken)
+    assert await answers.all("confirmed", "lost") == {"confirmed": None, "lost": "connection"}
+    await peer.has(lambda one: one.consuming, "the consumer on a new connection", 2)
+    await until(lambda: subscription.active, "the consumer to be active")
+    assert got == []
+
+
+async def test_a_defect_above_stops_neither_deliveries_nor_confirms(peer: Peer, broker: AmqpBroker):
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
+    connection = await warm(peer, broker)
+    seen: list[bytes] = []
+
+    def defect(batch: list[Delivery]) -> None:
+        seen.extend(one.body for one in batch)
+        raise ValueError("a defect")
+
+    await broker.consume("q", prefetch=10, on_deliveries=defect)
+    for body in (b"1", b"2"):
+        connection.deliver(connection.consuming, body)
+        await until(lambda body=body: seen[-1:] == [body], "the delivery")  # type: ignore[misc]
+    peer.on_publish = confirm
+    broker.publish_soon(message(), lambda _error: 1 / 0)
+    await broker.publish(message())
+    assert [type(context["exception"]) for context in failures] == [ValueError, ValueError, ZeroDivisionError]
+    assert len(peer.connections) == 1
+
+
+async def test_settling_at_once_before_the_consumer_is_confirmed_is_not_lost(peer: Peer, broker: AmqpBroker):
+    subscriptions: list[AmqpSubscription] = []
+    early: list[Delivery] = []
+
+    def settle(batch: list[Delivery]) -> None:
+        early.extend(batch)
+
+    subscriptions.append(await broker.consume("q", prefetch=10, on_deliveries=settle))
+    connection = peer.last
+    connection.deliver(connection.consuming, b"1")
+    await until(lambda: early, "the delivery")
+    subscriptions[0].settle(ack=early)
+    await until(lambda: connection.settled == [("ack", b"1")], "the ack")
+
+
+async def test_traffic_is_shown_to_aiormq_as_a_sign_of_life(monkeypatch: pytest.MonkeyPatch):
+    """It gives a connection up that it hears nothing on, and it hears nothing of what is taken."""
+    now = 100.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+
+    class Nobody:
+        def on_records(self, records: list[Any]) -> None:
+            """Take them."""
+
+        def on_closed(self) -> None:
+            """Go."""
+
+    tap = Tap()
+    heartbeat = frame.marshal(frame.heartbeat.Heartbeat(), 0)
+    part = frame.marshal(commands.Basic.Deliver("c", 1, False, "x", "k"), 1)[:5]
+    tap.consume(1, Nobody())
+    assert tap.received(part) == heartbeat
+    assert tap.received(b"") == b""
+    now += 1.5
+    assert tap.received(b"") == heartbeat
+
+
+async def test_the_tap_works_behind_tls(tmp_path: Path):
+    pki = Pki(tmp_path)
+    pki.server("broker", ["localhost"], ["127.0.0.1"])
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(pki.path("broker.crt"), pki.path("broker.key"))
+    peer = Peer(server)
+    await peer.start()
+    peer.on_publish = confirm
+    async with connected(peer, tls=ssl.create_default_context(cafile=pki.path("ca.crt"))) as broker:
+        subscription, got = await consume(peer, broker)
+        body = bytes(range(256)) * 2000
+        await broker.publish(message(body))
+        peer.last.deliver(peer.last.consuming, body, b"small")
+        await until(lambda: len(got) == 2, "the deliveries")
+        assert got[0].body == peer.last.publishes[0].body == body
+        subscription.settle(ack=got)
+        await until(lambda: len(peer.last.settled) == 2, "the acks")
+    await peer.close()
+    assert peer.offences == []

@@ -1,4 +1,4 @@
-"""A broker's end of AMQP connections, played by a test: it answers as RabbitMQ does, and says what it is told to.
+"""A broker's end of AMQP connections, played by a test: it answers as RabbitMQ does, and says what it is told.
 
 It is as strict as RabbitMQ about what ends a connection: a frame on a channel that is not open, an unknown
 delivery tag, a frame longer than agreed. Such an offence is noted, and the connection dropped.
@@ -7,7 +7,6 @@ delivery tag, a frame longer than agreed. Such an offence is noted, and the conn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from harness.waiting import eventually
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
 
 _ANSWERS: dict[type, Callable[[], Any]] = {

@@ -1,4 +1,4 @@
-"""A broker's end of AMQP connections, played by a test: it answers as RabbitMQ does, and says what it is told.
+"""A broker's end of AMQP connections, played by a test: it answers as RabbitMQ does, or as it is told.
 
 It is as strict as RabbitMQ about what ends a connection: a frame on a channel that is not open, an unknown
 delivery tag, a frame longer than agreed. Such an offence is noted, and the connection dropped.

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from aiohttp import web
 
 from harness.waiting import eventually
 from lunaq_runtime.app import App
 from lunaq_runtime.brokers.memory import MemoryBroker
 from lunaq_runtime.entries.parse import parse
 from lunaq_runtime.ids import Id
+from lunaq_runtime.lua.state import DEFAULT_MODULES
 from lunaq_runtime.message import Outgoing, Properties
 from lunaq_runtime.policy_source import PolicySource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 PAGES = Path(__file__).parents[2] / "docs" / "lua"
 
-SETTINGS = frozenset({"body", "content_type", "headers", "outcome", "error", "consumer", "policy", "entries"})
+SETTINGS = frozenset(
+    {"body", "content_type", "headers", "outcome", "error", "consumer", "policy", "entries", "server"}
+)
 FIELDS = ("syntax", "context", "returns", "errors", "example", "since")
 _CONTEXTS = frozenset({"load", "handler"})
 _BLOCK = re.compile(
@@ -122,9 +127,15 @@ def examples(path: Path) -> list[Example]:
 class Running:
     """One example at work, in a document, an App and a memory broker of its own."""
 
-    def __init__(self, example: Example) -> None:
+    def __init__(self, example: Example, server_url: str) -> None:
         self.example = example
         settings = example.settings
+        if settings.get("server"):
+            lunaq = {"env": {"API_URL": server_url}, "httpClient": {"privateRanges": ["127.0.0.0/8"]}}
+            settings = {
+                "consumer": {"modules": [*DEFAULT_MODULES, "http_client"], "lunaq": lunaq},
+                **settings,
+            }
         source = (
             example.source
             if _WHOLE.search(example.source)
@@ -197,9 +208,33 @@ class Running:
         await self._app.drain()
 
 
+@asynccontextmanager
+async def echo_server() -> AsyncIterator[str]:
+    """Serve, on loopback, what examples with the setting `server` call: it answers with what it was sent."""
+
+    async def echo(request: web.Request) -> web.Response:
+        seen = {"method": request.method, "path": request.path_qs, "body": await request.text()}
+        return web.json_response(seen)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", echo)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
 async def run_all(page: Path) -> list[str]:
     """Run a page's examples side by side; list what went wrong."""
-    running = [Running(example) for example in examples(page)]
+    async with AsyncExitStack() as stack:
+        listed = examples(page)
+        served = any(example.settings.get("server") for example in listed)
+        url = await stack.enter_async_context(echo_server()) if served else ""
+        return await _run([Running(example, url) for example in listed])
+
+
+async def _run(running: list[Running]) -> list[str]:
     try:
         for one in running:
             await one.start()

@@ -84,3 +84,10 @@ def run(
     host = host or FakeHost()
     state = load(f"return function(body) {source}\nend", host=host, **fields)
     return Run(state, host).go(body, context or MessageContext("id-1"), replies or [])
+
+
+def printed_by(source: str, body: Any = None, **given: Any) -> list[str]:
+    """Run `source` like `run`, and return what it printed; it must not fail."""
+    finished = run(source, body, **given)
+    assert finished.finished.error is None, finished.finished.error
+    return finished.printed

@@ -151,7 +151,7 @@ def test_standard_tables_come_through_require_as_well():
     ) == ["true true"]
 
 
-@pytest.mark.parametrize("name", ["http_client", "channel", "funcs"])
+@pytest.mark.parametrize("name", ["channel", "funcs"])
 def test_a_module_of_the_contract_that_is_not_built_yet_says_so(name: str):
     assert printed(f"function handle() print(pcall(require, '{name}')) end") == [
         f"false module '{name}' is not available in this version of Lunaq"

@@ -107,7 +107,8 @@ class Handler:
 
     `source` is the chunk's text and `chunk_name` what error positions say. `modules` is what `require`
     may load (None: all core and useful modules); `imports` maps a local name to (chunk name, source) of
-    a library. `env` is what `env.get` sees. `timeout` is in seconds, `memory_limit` in bytes.
+    a library. `env` is what `env.get` sees. `private_ranges` are the private and loopback
+    networks (CIDR) that `http_client` may connect to. `timeout` is in seconds, `memory_limit` in bytes.
     """
 
     chunk_name: str
@@ -116,6 +117,7 @@ class Handler:
     modules: tuple[str, ...] | None = None
     imports: dict[str, tuple[str, str]] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    private_ranges: tuple[str, ...] = ()
     timeout: float = 30.0
     memory_limit: int = 64 * 1024 * 1024
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +94,22 @@ def _handler(entry: Entry, around: Surroundings) -> Handler | None:
         modules=function.values["modules"],
         imports=imports,
         env=env,
+        private_ranges=_ranges(entry),
         timeout=durations.to_seconds(lunaq["timeout"]),
         memory_limit=lunaq["memoryLimit"],
     )
+
+
+def _ranges(entry: Entry) -> tuple[str, ...]:
+    ranges = tuple(entry.values["lunaq"]["httpClient"]["privateRanges"])
+    for text in ranges:
+        try:
+            ip_network(text)
+        except ValueError as error:
+            entry.place.error(
+                "lunaq.httpClient.privateRanges", f"{error}: write a network such as 10.0.0.0/8"
+            )
+    return ranges
 
 
 def _function(entry: Entry, around: Surroundings) -> Entry | None:

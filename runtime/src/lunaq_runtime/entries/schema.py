@@ -102,6 +102,16 @@ LUNAQ_CONSUMER = _object(
     {
         "env": _texts_by_name("What `env.get` sees; values are texts."),
         "envFrom": _texts("Variables of the process that `env.get` sees as well."),
+        "httpClient": _object(
+            "What the module http_client may do, where `modules` lists it.",
+            {
+                "privateRanges": _texts(
+                    "Private and loopback networks it may connect to, such as 10.0.0.0/8; default none.",
+                    default=(),
+                ),
+            },
+            additionalProperties=False,
+        ),
         "timeout": _duration("Longest run of the handler.", default="30s"),
         "memoryLimit": {
             "type": ["string", "integer"],

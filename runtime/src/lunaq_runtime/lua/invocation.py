@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lunaq_runtime.lua import publishing
 from lunaq_runtime.lua.bridge import shown, take
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, TIMEOUT, HandlerError
 from lunaq_runtime.lua.memory import size_of
+from lunaq_runtime.lua.modules import http
 from lunaq_runtime.lua.publishing import BadArgumentError, Call, Payload
-from lunaq_runtime.lua.requests import PUBLISHED, SUCCEEDED, Finished, Publish, Request, Settle, Sleep
+from lunaq_runtime.lua.requests import (
+    PUBLISHED,
+    SUCCEEDED,
+    Finished,
+    HttpClose,
+    Publish,
+    Request,
+    Settle,
+    Sleep,
+    Streams,
+)
 
 if TYPE_CHECKING:
     from lunaq_runtime.lua.host import MessageContext
@@ -48,6 +59,7 @@ class Invocation:
     _finished: Finished | None = None
     _asked: Request | None = None
     _settled = ""
+    _streams: Streams | None = None
 
     def __init__(self, state: LuaState, context: MessageContext, body: Any, size: int | None) -> None:
         self._state = state
@@ -182,6 +194,29 @@ class Invocation:
         self._settled = "nack"
         return Settle(ack=False)
 
+    def _http(self, arguments: list[Any]) -> Request | HandlerError:
+        return self._http_calls(http.check_call, arguments)
+
+    def _http_batch(self, arguments: list[Any]) -> Request | HandlerError:
+        return self._http_calls(http.check_batch, arguments)
+
+    def _http_calls(self, check: Any, arguments: list[Any]) -> Request | HandlerError:
+        callbacks = self._state.callbacks
+        self._streams = self._streams or Streams()
+        try:
+            return cast("Request", check(callbacks, self._streams, callbacks.value(tuple(arguments))))
+        except HandlerError as error:
+            return error
+
+    def _http_read(self, arguments: list[Any]) -> Request | HandlerError:
+        try:
+            return http.check_read(*arguments)
+        except HandlerError as error:
+            return error
+
+    def _http_close(self, arguments: list[Any]) -> Request:
+        return HttpClose(arguments[0])
+
     # How it ends ----------------------------------------------------------------------------------------
 
     def _end(self, word: bytes, arguments: list[Any]) -> Finished:
@@ -215,6 +250,8 @@ class Invocation:
         return self._finish(HandlerError(text, INTERNAL, frames=frames))
 
     def _finish(self, error: HandlerError | None, *, state_lost: bool = False) -> Finished:
+        if self._streams is not None:
+            self._streams.close()
         self._state.finished()
         plain = error is None and not self._settled and not state_lost
         self._finished = finished = SUCCEEDED if plain else Finished(error, self._settled, state_lost)
@@ -243,4 +280,8 @@ _OPERATIONS: dict[bytes, _Operation] = {
     b"info": Invocation._info,  # noqa: SLF001
     b"ack": Invocation._ack,  # noqa: SLF001
     b"nack": Invocation._nack,  # noqa: SLF001
+    b"http": Invocation._http,  # noqa: SLF001
+    b"http_batch": Invocation._http_batch,  # noqa: SLF001
+    b"http_read": Invocation._http_read,  # noqa: SLF001
+    b"http_close": Invocation._http_close,  # noqa: SLF001
 }

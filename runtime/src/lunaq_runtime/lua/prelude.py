@@ -22,6 +22,7 @@ FILES = (
     "store",
     "digests",
     "metrics",
+    "http",
     "time",
     "calendar",
     "stdlib",

@@ -7,10 +7,13 @@ tuple of plain values and `HandlerError`s, e.g. `(True, None)` or `(None, Handle
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lunaq_runtime.entries.model import Tls
     from lunaq_runtime.lua.errors import HandlerError
 
 
@@ -48,7 +51,73 @@ class Info:
     queue_id: str
 
 
-Request = Sleep | Publish | Settle | Info
+@dataclass(frozen=True, slots=True)
+class HttpFile:
+    """One part of a multipart body."""
+
+    name: str
+    filename: str
+    content: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCall:
+    """One request of `http_client`, checked. `timeout` is in seconds; `max_body` None: no bound, streamed."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    query: dict[str, str]
+    cookies: dict[str, str]
+    form: dict[str, str] | None
+    body: bytes | None
+    files: tuple[HttpFile, ...]
+    auth: tuple[str, str] | None = field(repr=False)
+    timeout: float
+    stream: bool
+    max_body: int | None
+    tls: Tls | None
+
+
+@dataclass(slots=True)
+class Streams:
+    """The response streams of one invocation, which calls `close`, from any thread, when it is over."""
+
+    open: list[int] = field(default_factory=list)
+    close: Callable[[], None] = field(default=lambda: None)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCalls:
+    """`http_client.get` and the like: reply `(response, None)` or `(None, error)`, a response being a dict
+    as lua-api.md 3.10 has it, with `stream_id` where it is streamed.
+
+    With `batch`: reply `(responses, errors or None)`, dicts by place. `can` asks the policy about a URL.
+    """
+
+    requests: tuple[HttpCall, ...]
+    streams: Streams
+    batch: bool
+    can: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRead:
+    """`stream:read(count)`: reply `(bytes, None)`, `(None, None)` at the end, or `(None, error)`."""
+
+    stream: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class HttpClose:
+    """`stream:close()`: reply `(True, None)`."""
+
+    stream: int
+
+
+Request = Sleep | Publish | Settle | Info | HttpCalls | HttpRead | HttpClose
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.ids import Id, exchange_name
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
-from lunaq_runtime.lua.requests import PUBLISHED, Info, Publish, Sleep
+from lunaq_runtime.lua.requests import PUBLISHED, HttpCalls, HttpClose, HttpRead, Info, Publish, Sleep
 from lunaq_runtime.message import PERSISTENT, Outgoing, Properties
 from lunaq_runtime.worker.message_ids import new_id
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from lunaq_runtime.brokers.base import Broker
     from lunaq_runtime.entries.model import Queue
+    from lunaq_runtime.lua.requests import Request
     from lunaq_runtime.worker.counters import Counters
+    from lunaq_runtime.worker.http_client import HttpClient
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +41,31 @@ class Requests:
     """Carries out one consumer's requests on its broker.
 
     `queues` are the document's; a queue that is not listed has its ID for a name, as the operator makes it.
+    `private_ranges` are those that `http_client` may reach (`entries.model.Handler`).
     """
 
-    def __init__(self, broker: Broker, driver: Id, queues: Mapping[Id, Queue], counters: Counters) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        driver: Id,
+        queues: Mapping[Id, Queue],
+        counters: Counters,
+        private_ranges: tuple[str, ...] = (),
+    ) -> None:
         self._broker = broker
         self._driver = driver
         self._queues = queues
         self._counters = counters
         self._targets: dict[str, tuple[str, str]] = {}
+        self._private_ranges = private_ranges
+        self._http: HttpClient | None = None
 
-    async def execute(self, request: Sleep | Publish | Info) -> Reply:
+    async def close(self) -> None:
+        """End what goes beyond one request: HTTP connections."""
+        if self._http:
+            await self._http.close()
+
+    async def execute(self, request: Request) -> Reply:
         """Carry out a request and return what the Lua call returns."""
         match request:
             case Sleep(seconds=seconds):
@@ -60,6 +77,22 @@ class Requests:
                 return await answered
             case Info(queue_id=queue_id):
                 return await self._info(queue_id)
+            case HttpCalls():
+                return await self._http_client().call(request)
+            case HttpRead():
+                return await self._http_client().read(request)
+            case HttpClose(stream=stream):
+                return self._http_client().close_stream(stream)
+            case _:
+                raise TypeError(f"{type(request).__name__} is not carried out here")
+
+    def _http_client(self) -> HttpClient:
+        if self._http is None:
+            # Few handlers need it, and its library takes time and memory to load.
+            from lunaq_runtime.worker.http_client import HttpClient  # noqa: PLC0415
+
+            self._http = HttpClient(self._private_ranges)
+        return self._http
 
     def publish_soon(self, request: Publish, answer: Callable[[Reply], None]) -> None:
         """Carry out a publish without a task; `answer` is called once, maybe before this returns."""

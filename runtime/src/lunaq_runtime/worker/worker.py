@@ -85,8 +85,9 @@ class Worker:
             TracedSlot(consumer, codec, make_state, spans) if spans else Slot(consumer, codec, make_state)
             for _ in range(max(consumer.concurrency, 1))
         ]
-        requests = Requests(broker, self.queue.driver, queues, counters)
-        self._desk = Desk(consumer, self.queue, stepper, self._slots, requests, counters, clock)
+        ranges = consumer.handler.private_ranges
+        self._requests = Requests(broker, self.queue.driver, queues, counters, ranges)
+        self._desk = Desk(consumer, self.queue, stepper, self._slots, self._requests, counters, clock)
         self._lane = self._desk.lane
         self._session: Session | None = None
         self._subscription: Subscription | None = None
@@ -152,6 +153,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._desk.close()
+        await self._requests.close()
 
     async def _consume(self) -> None:
         """Hold one session after the other until told to drain."""

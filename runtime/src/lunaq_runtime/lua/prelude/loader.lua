@@ -70,7 +70,7 @@ function require(name)
     return load_library(name)
   elseif granted[name] ~= nil then
     return granted[name]
-  elseif planned[name] or (S.all_granted and S.known[name]) then
+  elseif planned[name] or (S.all_granted and S.known[name] and S.modules[name] == nil) then
     error(not_available(name), 2)
   elseif S.builtin[name] then
     return S.builtin[name]

@@ -10,9 +10,11 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -42,7 +44,9 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="the interpreter that has the peers' packages")
     parser.add_argument("--go", required=True, help="the built bench/peers/go")
     parser.add_argument("--rounds", type=int, default=3, help="shuffled rounds; the medians are reported")
-    parser.add_argument("--jobs", nargs="*", default=[job.name for job in JOBS], help="which jobs to run")
+    parser.add_argument(
+        "--jobs", nargs="*", default=[*(job.name for job in JOBS), "memory"], help="which jobs to run"
+    )
     parser.add_argument("--peers", default="", help="only peers whose name contains one of these, by comma")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder to write to")
     asyncio.run(run(parser.parse_args()))
@@ -74,10 +78,22 @@ async def run(options: argparse.Namespace) -> None:
                     say(f"round {number + 1} of {options.rounds}: {job.name}, {peer.name}: {shown}")
     finally:
         rabbitmq.stop()
+    if "memory" in options.jobs:
+        for _ in range(options.rounds):
+            figures["memory", "lunaq"].append(memory_broker())
     medians = {key: _medians(values) for key, values in figures.items()}
     options.results.mkdir(parents=True, exist_ok=True)
     report.write(options.results, medians, options.rounds)
     say(f"written to {options.results}")
+
+
+def memory_broker() -> dict[str, float]:
+    """Measure messages through the embedded broker: published, handled and acked in one process."""
+    job = ["--only", "memory broker: published", "--count", "200000"]
+    command = [sys.executable, str(HERE / "inprocess.py"), *job]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - our own
+    rate, cpu = re.findall(r"([\d,.]+) (?:/s|µs CPU)", text)
+    return {"rate": float(rate.replace(",", "")), "cpu": float(cpu)}
 
 
 class Stage:

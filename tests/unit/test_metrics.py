@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from lunaq_runtime.metrics import Metrics
@@ -28,7 +31,9 @@ class Shown:
 
 
 def test_every_counter_shows_under_its_name() -> None:
-    counters = Counters(failed=2, acked=3, retried=4, dead=5, lost=6, delivered=7, redelivered=2, running=1)
+    counters = Counters(
+        failed=2, acked=3, retried=4, dead=5, lost=6, delivered=7, redelivered=2, running=1, lua_memory=11
+    )
     for _ in range(8):
         counters.publish()
     counters.publish("unroutable")
@@ -43,6 +48,7 @@ def test_every_counter_shows_under_its_name() -> None:
     assert shown.of("lunaq_publishes_total", outcome="ok") == 8
     assert shown.of("lunaq_publishes_total", outcome="unroutable") == 1
     assert shown.of("lunaq_in_flight") == 1
+    assert shown.of("lunaq_lua_memory_bytes") == 11
     assert shown.samples["lunaq_reconnects_total", frozenset()] == 9
 
 
@@ -59,8 +65,18 @@ def test_runs_fall_into_cumulative_buckets() -> None:
 
 def test_without_consumers_there_is_still_something_to_scrape() -> None:
     shown = Shown(None, ready=False).samples
-    assert shown == {("lunaq_reconnects_total", frozenset()): 0, ("lunaq_ready", frozenset()): 0}
+    ours = {key: value for key, value in shown.items() if key[0].startswith("lunaq_")}
+    assert ours == {("lunaq_reconnects_total", frozenset()): 0, ("lunaq_ready", frozenset()): 0}
+    assert shown["process_resident_memory_bytes", frozenset()] > 0
 
 
 def test_each_registry_is_its_own() -> None:
-    assert Shown(None).samples == Shown(None).samples
+    assert Shown(None).samples.keys() == Shown(None).samples.keys()
+
+
+def test_every_metric_is_told_in_the_docs_and_none_that_is_not_there() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
+    told = set(re.findall(r"^\| `(lunaq_\w+)", page, re.MULTILINE))
+    suffixes = re.compile("_(bucket|count|sum|created)$")
+    shown = {suffixes.sub("", name) for name, _ in Shown(Counters()).samples if name.startswith("lunaq_")}
+    assert told == shown | {"lunaq_publishes_total"}

@@ -56,6 +56,12 @@ def main() -> None:
     help="A Secret with which nodes pull it, in each Consumer's namespace. May be repeated.",
 )
 @click.option(
+    "--otlp-endpoint",
+    default="",
+    metavar="URL",
+    help="Where Consumers' pods send OpenTelemetry spans, by OTLP over HTTP. Default: nowhere.",
+)
+@click.option(
     "--cluster-id",
     default="",
     help="Who this cluster is on a broker that several share. Default: the UID of namespace kube-system.",
@@ -90,6 +96,7 @@ def run(**options: Any) -> None:
         runtime_image=options["runtime_image"],
         runtime_image_pull_policy=options["runtime_image_pull_policy"],
         runtime_image_pull_secrets=options["pull_secrets"],
+        otlp_endpoint=options["otlp_endpoint"],
         cluster_id=options["cluster_id"],
         namespaces=tuple(sorted(set(options["namespaces"]))),
         lease_namespace=options["lease_namespace"] or _own_namespace(),

@@ -44,6 +44,7 @@ class Runtime:
     image: str
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
+    otlp_endpoint: str = ""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -272,9 +273,18 @@ def _container(consumer: Consumer, runtime: Runtime) -> Manifest:
     }
     if consumer.template.resources:
         container["resources"] = dict(consumer.template.resources)
-    if env := _env(consumer):
+    if env := [*_telemetry(consumer, runtime), *_env(consumer)]:
         container["env"] = env
     return container
+
+
+def _telemetry(consumer: Consumer, runtime: Runtime) -> list[Manifest]:
+    if not runtime.otlp_endpoint:
+        return []
+    return [
+        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": runtime.otlp_endpoint},
+        {"name": "OTEL_SERVICE_NAME", "value": f"{consumer.namespace}/{consumer.name}"},
+    ]
 
 
 def _env(consumer: Consumer) -> list[Manifest]:

@@ -17,6 +17,9 @@ class Settings:
     runtime_image_pull_policy: str = "IfNotPresent"
     runtime_image_pull_secrets: tuple[str, ...] = ()
 
+    otlp_endpoint: str = ""
+    """Where pods send OpenTelemetry spans; empty: nowhere."""
+
     cluster_id: str = ""
     """Who we are on a broker that several clusters share; empty: the UID of the namespace kube-system."""
 

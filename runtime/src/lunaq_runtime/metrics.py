@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from lunaq_runtime.lua.modules.metrics import COUNTER, GAUGE, HISTOGRAM
@@ -63,6 +63,7 @@ class Metrics:
         self._ready = ready
         self._handlers = handlers
         self.registry.register(self)
+        ProcessCollector(registry=self.registry)
 
     def render(self) -> bytes:
         """Write all of it in the text format."""
@@ -96,6 +97,10 @@ class Metrics:
         for labels, one in rows:
             in_flight.add_metric(labels, one.running)
         yield in_flight
+        memory = GaugeMetricFamily("lunaq_lua_memory_bytes", "Memory of the Lua states.", labels=_LABELS)
+        for labels, one in rows:
+            memory.add_metric(labels, one.lua_memory)
+        yield memory
         yield CounterMetricFamily(
             "lunaq_reconnects", "Broker connections that came back.", value=self._reconnects()
         )

@@ -261,6 +261,7 @@ def _objects(
             image=settings.runtime_image,
             image_pull_policy=settings.runtime_image_pull_policy,
             image_pull_secrets=settings.runtime_image_pull_secrets,
+            otlp_endpoint=settings.otlp_endpoint,
         ),
         replicas=replicas,
         tls=tls,

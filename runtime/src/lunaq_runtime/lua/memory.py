@@ -41,13 +41,14 @@ class Burden:
 
 
 class MemoryGuard:
-    """The memory limit of one Lua state; there is none until `limit_to`."""
+    """The memory limit of one Lua state; there is none until `limit_to`. `seen` are the bytes last in use."""
 
     def __init__(self, runtime: Any) -> None:
         self._used = runtime.get_memory_used
         self._set = runtime.set_max_memory
         self._limit = 0
         self._current = 0
+        self.seen = 0
         self._collect: Callable[[], Any] | None = None
 
     def collect_with(self, collect: Callable[[], Any]) -> None:
@@ -76,7 +77,7 @@ class MemoryGuard:
 
     def fit(self, need: int = 0) -> bool:
         """Make room for handing over `need` bytes and a margin; False where the limit forbids it."""
-        used = self._used(total=True)
+        self.seen = used = self._used(total=True)
         if self._current == self._limit and used + need + MARGIN <= self._limit:
             return True  # the common case: far from the limit, nothing is to be set
         if self._limit and used + need > self._limit + RESERVE:

@@ -18,7 +18,8 @@ class Counters:
     `acked`, `retried`, `dead`, `suspected` and `requeued` are settlements; `lost` are deliveries whose
     connection went before they were settled, which the broker delivers again. `publish_failed` counts
     refused attempts to re-publish. `delivered` are deliveries taken up, `redelivered` those of them
-    that the broker had delivered before, `running` those at work now.
+    that the broker had delivered before, `running` those at work now; `lua_memory` are
+    the bytes of its Lua states.
     `published` and `publish_refused` (by reason) are the handler's own publishes, `denied` what its policy
     refused. `seconds` and `buckets` (beside `SECONDS_BOUNDS`, the last one beyond them) measure runs.
     """
@@ -35,6 +36,7 @@ class Counters:
     delivered: int = 0
     redelivered: int = 0
     running: int = 0
+    lua_memory: int = 0
     published: int = 0
     publish_refused: dict[str, int] = field(default_factory=dict)
     denied: int = 0

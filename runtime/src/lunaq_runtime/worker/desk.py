@@ -83,6 +83,11 @@ class Desk:
         """Count the deliveries in work."""
         return sum(slot.delivery is not None for slot in self._slots)
 
+    @property
+    def lua_memory(self) -> int:
+        """Sum the bytes of all Lua states."""
+        return sum(slot.lua_memory for slot in self._slots)
+
     def close(self) -> None:
         """Stop all timers."""
         self.lane.close()

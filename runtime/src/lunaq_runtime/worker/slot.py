@@ -47,6 +47,8 @@ class Invocation(Protocol):
 class State(Protocol):
     """What a slot needs of `lua.state.LuaState`."""
 
+    memory: Any
+
     def start(self, context: Any, body: Any, size: int | None) -> Invocation:
         """Begin an invocation on a body of `size` bytes; `context` looks like a `lua.host.MessageContext`."""
 
@@ -71,6 +73,12 @@ class Slot:
         self.started = 0.0
         self.pending: Pending | None = None
         self.interruption: HandlerError | None = None
+
+    @property
+    def lua_memory(self) -> int:
+        """Bytes that the Lua state had in use when last looked at; another thread may be at work in it."""
+        state = self._state
+        return state.memory.seen if state else 0
 
     def load(self) -> None:
         """Load the handler; HandlerLoadError says what is wrong with it."""

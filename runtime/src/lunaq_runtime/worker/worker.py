@@ -101,6 +101,7 @@ class Worker:
     def counters(self) -> Counters:
         """What it has done so far, and does now."""
         self._counters.running = self._desk.running
+        self._counters.lua_memory = self._desk.lua_memory
         return self._counters
 
     @property

@@ -18,8 +18,7 @@ class Counters:
     `acked`, `retried`, `dead`, `suspected` and `requeued` are settlements; `lost` are deliveries whose
     connection went before they were settled, which the broker delivers again. `publish_failed` counts
     refused attempts to re-publish. `delivered` are deliveries taken up, `redelivered` those of them
-    that the broker had delivered before, `running` those at work now; `lua_memory` are
-    the bytes of its Lua states.
+    that the broker had delivered before, `running` those at work now, `lua_memory` the bytes of Lua states.
     `published` and `publish_refused` (by reason) are the handler's own publishes, `denied` what its policy
     refused. `seconds` and `buckets` (beside `SECONDS_BOUNDS`, the last one beyond them) measure runs.
     """

@@ -132,6 +132,7 @@ class Callbacks:
             "now": self._wall_clock,
             "parse_duration": _parse_duration,
             "wrap_error": _wrap_error,
+            "zone_abbreviation": lambda name, seconds: _bytes(zones.abbreviation(shown(name), seconds)),
             "zone_known": lambda name: zones.known(shown(name)),
             "zone_offset": lambda name, seconds: zones.offset(shown(name), seconds),
             **uuids.functions(self._answer),

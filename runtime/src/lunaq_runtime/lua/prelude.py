@@ -25,6 +25,7 @@ FILES = (
     "http",
     "time",
     "calendar",
+    "layouts",
     "stdlib",
     "loader",
 )

@@ -28,3 +28,14 @@ def offset(name: str, seconds: int) -> int:
     except (OverflowError, ValueError, OSError):
         return 0
     return int(shift.total_seconds()) if shift else 0
+
+
+def abbreviation(name: str, seconds: int) -> str:
+    """Return a zone's short name at `seconds` since 1970, such as CET; far dates have UTC."""
+    try:
+        if name == LOCAL:
+            return time.localtime(seconds).tm_zone
+        moment = datetime.fromtimestamp(seconds, UTC)
+        return moment.astimezone(ZoneInfo(name)).tzname() or "UTC"
+    except (OverflowError, ValueError, OSError):
+        return "UTC"

@@ -311,18 +311,11 @@ function methods.format_rfc3339(object)
   return text .. zone_text(at.offset)
 end
 
-function methods.format(object, layout)
-  local text, at = rfc3339(object, "format")
-  if layout == time.RFC3339 then
-    return text .. zone_text(at.offset)
-  elseif layout == time.DATE_TIME then
-    return (text:gsub("T", " "))
-  elseif layout == time.DATE_ONLY then
-    return text:sub(1, -10)
-  elseif layout == time.TIME_ONLY then
-    return text:sub(-8)
-  end
-  error("time:format with this layout is not available in this version of Lunaq; use RFC3339, DATE_TIME, DATE_ONLY or TIME_ONLY", 2)
+S.civil, S.from_civil, S.time_methods, S.location_of = civil, from_civil, methods, location_of
+S.new_location, S.offset_at = new_location, offset_at
+
+function S.days_in_month(year, month)
+  return days_from_civil(year, month + 1, 1) - days_from_civil(year, month, 1)
 end
 
 Time.__tostring = methods.format_rfc3339

@@ -1,12 +1,13 @@
 """Finds deliveries and confirms in a stream of AMQP 0-9-1 frames, in one pass and without decoding them.
 
 Pure: bytes in, plain tuples out. `tap` feeds it what the socket gives; all frames that are nobody's business
-here come out again whole, for aiormq. A message that arrives whole in one chunk, as nearly all do, takes the
-fast path in `feed`; others are put together frame by frame.
+here come out again whole, for aiormq. A message that arrives whole in one chunk and is like the one before, as
+nearly all are, takes the fast path (`_run`); others are put together frame by frame.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct, error
 
 METHOD_FRAME, HEADER_FRAME, BODY_FRAME, HEARTBEAT_FRAME = 1, 2, 3, 8
@@ -30,11 +31,21 @@ _METHOD = Struct(">BHII").unpack_from  # type, channel, size, class and method
 _HEADER = Struct(">BHIIQ").unpack_from  # type, channel, size, class and weight, body size
 _FRAME = Struct(">BHI").unpack_from
 _TAG = Struct(">QB").unpack_from
+_TAG_BYTES = 9
+_LONG = Struct(">Q").unpack_from
+_MARK = Struct(">BBH").pack  # the end of a frame; type and channel of the next
+_BODY_MARK = Struct(">BBHI").pack  # the same, and its size
 _LONGEST_LOGIN_FRAME = 1 << 20
 _NO_LIMIT = 1 << 32
 _METHOD_BYTES = 4
 _PROPERTIES_AT = 21  # bytes of a header frame before the values: frame, class, weight, body size, flags
 _LEAST_HEADER = _PROPERTIES_AT + 1
+
+
+@lru_cache(maxsize=1024)
+def _layout(names: int) -> Struct:
+    """Lay out what follows the consumer tag: tag, redelivered, exchange and key, then the header frame."""
+    return Struct(f">QB{names}x4sI4xQ")  # with the end of the method frame, and the header's size
 
 
 class ScanError(ValueError):
@@ -71,7 +82,7 @@ class Scanner:
         except (IndexError, error) as cause:
             raise ScanError("a frame is too short for what it says it is") from cause
 
-    def _scan(self, data: bytes) -> bytes:  # noqa: C901, PLR0912, PLR0915 - calls cost a message's time again
+    def _scan(self, data: bytes) -> bytes:  # noqa: C901, PLR0912 - calls cost a message's time again
         if self._rest:
             self._rest += data
             if len(self._rest) < self._need:
@@ -100,33 +111,11 @@ class Scanner:
                 raise ScanError("a frame does not end where it should")
             if kind == METHOD_FRAME:
                 if method == DELIVER and (sink := deliveries.get(channel)) is not None:
-                    # Method, header and body in one go, where all three are there.
-                    if after + _LEAST_HEADER <= end:
-                        kind, other, size, _, length = _HEADER(data, after)
-                        body = after + size + FRAME_OVERHEAD + 7
-                        last = body + length
-                        if (
-                            kind == HEADER_FRAME
-                            and other == channel
-                            and 0 < length <= longest
-                            and last < end
-                            and _FRAME(data, body - 7) == (BODY_FRAME, channel, length)
-                            and data[last] == FRAME_END
-                            and data[body - 8] == FRAME_END
-                            and channel not in self._open
-                        ):
-                            tag, redelivered = _TAG(data, position + 12 + data[position + 11])
-                            sink.append(
-                                (
-                                    tag,
-                                    redelivered,
-                                    data[body:last],
-                                    data[position : body - 7],
-                                    after - position + _PROPERTIES_AT,
-                                )
-                            )
-                            position = last + 1
-                            continue
+                    ahead = position
+                    if not self._open:
+                        position = self._run(data, position, channel, size, longest, sink)
+                    if position > ahead:
+                        continue
                     self._begin(channel, data[position:after], sink, None)
                 elif (events := self.confirms.get(channel)) is not None and method in (ACK, NACK):
                     tag, bits = _TAG(data, position + 11)
@@ -147,6 +136,43 @@ class Scanner:
             self._rest += memoryview(data)[position:]
             self._need = need
         return b"".join(others)
+
+    def _run(
+        self, data: bytes, position: int, channel: int, size: int, longest: int, sink: list[Record]
+    ) -> int:
+        """Take deliveries for as long as they are whole and like the first; tells where they end.
+
+        Alike are those of one consumer whose method frames have the same length: then the next one's tag, and
+        all of its header that matters, stand at known places.
+        """
+        # Type, channel, size, class and method, consumer tag: equal in all of them.
+        same = 12 + data[position + 11]
+        prefix = data[position : position + same]
+        layout = _layout(size + 7 - same - _TAG_BYTES)
+        unpack, needed = layout.unpack_from, layout.size
+        mark = _MARK(FRAME_END, HEADER_FRAME, channel)
+        body_mark = int.from_bytes(_BODY_MARK(FRAME_END, BODY_FRAME, channel, 0))
+        to_values = size + FRAME_OVERHEAD + _PROPERTIES_AT
+        to_body = size + 2 * FRAME_OVERHEAD + 7
+        end = len(data)
+        append = sink.append
+        while data[position : position + same] == prefix and position + same + needed <= end:
+            tag, redelivered, found, header, length = unpack(data, position + same)
+            body = position + to_body + header
+            last = body + length
+            if (
+                found != mark
+                or header < _LEAST_HEADER - FRAME_OVERHEAD
+                or header > longest
+                or not 0 < length <= longest
+                or last >= end
+                or _LONG(data, body - 8)[0] != body_mark + length
+                or data[last] != FRAME_END
+            ):
+                break
+            append((tag, redelivered, data[body:last], data[position : body - 7], to_values))
+            position = last + 1
+        return position
 
     def _unknown(self, data: bytes) -> bool:
         """Tell whether this never was AMQP (a protocol header, HTTP): then aiormq says what it is."""

@@ -1,8 +1,8 @@
 """Finds deliveries and confirms in a stream of AMQP 0-9-1 frames, in one pass and without decoding them.
 
 Pure: bytes in, plain tuples out. `tap` feeds it what the socket gives; all frames that are nobody's business
-here come out again whole, for aiormq. A message that arrives whole in one chunk and is like the one before, as
-nearly all are, takes the fast path (`_run`); others are put together frame by frame.
+here come out again whole, for aiormq. A message that arrives whole in one chunk and is like the one before,
+as nearly all are, takes the fast path (`_run`); others are put together frame by frame.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def ends(data: bytes) -> list[int]:
 
 @pytest.mark.parametrize("body", [b"hello", b"", b"x" * 250])
 def test_a_frame_without_its_end_is_refused_wherever_it_stands(body: bytes):
-    data = a_delivery(body) + frame.marshal(commands.Basic.Ack(1), 3) + frame.marshal(Heartbeat(), 0)
+    data = a_delivery(body) * 2 + frame.marshal(commands.Basic.Ack(1), 3) + frame.marshal(Heartbeat(), 0)
     for at in ends(data):
         for cut in (0, at, at + 1):
             broken = data[:at] + b"\x00" + data[at + 1 :]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lunaq_runtime.brokers.amqp import qpid
 from lunaq_runtime.brokers.amqp.declare import TIMEOUT
-from lunaq_runtime.brokers.amqp.lane import Entry, Lane, Route
+from lunaq_runtime.brokers.amqp.outlet import Entry, Outlet, Route
 from lunaq_runtime.brokers.amqp.tap import guarded
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.features import Feature
@@ -42,8 +42,8 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._expirations = True
-        self._lane: Lane | None = None
-        self._lanes: set[Lane] = set()
+        self._outlet: Outlet | None = None
+        self._outlets: set[Outlet] = set()
         self._proven: set[str] = set()
         self._unlinked: deque[Entry] = deque()
         self._unproven: dict[str, deque[Entry]] = {}
@@ -97,7 +97,7 @@ class Publisher:
         """Send over a new connection, first what has been waiting for it."""
         self._link = link
         self._expirations = link.product.has(Feature.EXPIRATION)
-        self._lane = None
+        self._outlet = None
         self._opening: Link | None = None
         self._proven.clear()
         link.tap.on_change.append(self._changed)
@@ -112,8 +112,8 @@ class Publisher:
     def link_lost(self) -> None:
         """Keep what was not sent for the next connection, and tell what was."""
         self._link = None
-        for lane in list(self._lanes):
-            lane.fail(None)
+        for outlet in list(self._outlets):
+            outlet.fail(None)
         self._changed()
 
     async def settled(self, seconds: float) -> None:
@@ -170,20 +170,20 @@ class Publisher:
     def _flush(self) -> None:
         """Send all that has gathered."""
         self._flushing = False
-        link, lane = self._link, self._lane
+        link, outlet = self._link, self._outlet
         if link is None or not self._queue or link.tap.blocked:
             return
-        if lane is not None and lane.open:
-            lane.send(self._queue)
+        if outlet is not None and outlet.open:
+            outlet.send(self._queue)
         elif self._opening is not link:
             self._opening = link
             self._spawn(self._open_shared(link))
 
     async def _open_shared(self, link: Link) -> None:
         try:
-            lane = await self._open(link, "cannot open a channel to publish on")
+            outlet = await self._open(link, "cannot open a channel to publish on")
             if self._link is link:
-                self._lane = lane
+                self._outlet = outlet
         except BrokerError as error:
             # What was not sent yet may wait for the next connection; on this one there is no channel to have.
             if self._link is link and link.up:
@@ -221,24 +221,24 @@ class Publisher:
                 tell(error)
 
         entry.done = done
-        lane = None
+        outlet = None
         try:
-            lane = await self._open(link, entry.what, exchange)
-            await self._send_alone(link, lane, entry)
+            outlet = await self._open(link, entry.what, exchange)
+            await self._send_alone(link, outlet, entry)
             await answered
         except BrokerError as error:
             self._resolve(entry, error)
         finally:
-            if lane is not None:
-                self._spawn(_closed(lane))
+            if outlet is not None:
+                self._spawn(_closed(outlet))
 
-    async def _send_alone(self, link: Link, lane: Lane, entry: Entry) -> None:
+    async def _send_alone(self, link: Link, outlet: Outlet, entry: Entry) -> None:
         queue = deque([entry])
         while queue and entry.done is not None:
-            if self._link is not link or not lane.open:
+            if self._link is not link or not outlet.open:
                 raise BrokerError("connection", f"{entry.what}: the connection was lost")
             if not link.tap.blocked:
-                lane.send(queue)
+                outlet.send(queue)
             if queue:
                 await self._wait_change()
 
@@ -253,16 +253,16 @@ class Publisher:
         for entry in released:
             self._sort(entry)
 
-    async def _open(self, link: Link, what: str, exchange: str = "") -> Lane:
-        """Open a lane, after asking for `exchange` on its channel; BrokerErrors begin with `what`."""
+    async def _open(self, link: Link, what: str, exchange: str = "") -> Outlet:
+        """Open an outlet, after asking for `exchange` on its channel; BrokerErrors begin with `what`."""
         async with link.kept_channel(what, TIMEOUT, confirms=True) as channel:
             if exchange:
                 # An empty type, for Qpid compares it even here.
                 await channel.exchange_declare(exchange, exchange_type="", passive=True)
-        lane = Lane(link, channel, self._resolve)
-        self._lanes.add(lane)
-        channel.closing.add_done_callback(lambda _closing: self._lanes.discard(lane))
-        return lane
+        outlet = Outlet(link, channel, self._resolve)
+        self._outlets.add(outlet)
+        channel.closing.add_done_callback(lambda _closing: self._outlets.discard(outlet))
+        return outlet
 
     def _resolve(self, entry: Entry, error: BrokerError | None) -> None:
         done = entry.done
@@ -282,8 +282,8 @@ class Publisher:
         yield from self._queue
         for waiting in self._unproven.values():
             yield from waiting
-        for lane in self._lanes:
-            yield from lane.in_flight()
+        for outlet in self._outlets:
+            yield from outlet.in_flight()
 
     def _wake_at(self, when: float) -> None:
         if self._alarm:
@@ -326,8 +326,8 @@ class Publisher:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _closed(lane: Lane) -> None:
+async def _closed(outlet: Outlet) -> None:
     try:
-        await lane.close()
+        await outlet.close()
     except Exception:  # noqa: BLE001 - the connection is going, and the channel with it
         return

@@ -3,7 +3,7 @@
 aiormq lets its user make the transport (`transport_factory`), so this one makes a stream reader that shows
 every chunk to `frames` first; what the scanner does not take goes on to aiormq, which still does login, TLS,
 channels, declares and heartbeats. Writing goes straight to the transport, in whole frames, so it may mix with
-what aiormq writes. Made by `link`, one for each connection; `subscription` and `lane` listen.
+what aiormq writes. Made by `link`, one for each connection; `subscription` and `outlet` listen.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Entry:
         return f"cannot publish to exchange '{self.route.exchange}'"
 
 
-class Lane:
+class Outlet:
     """Publishes in flight on one channel; `resolve` is told how each ended."""
 
     def __init__(

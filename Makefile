@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 # More arguments for pytest, for example: make test-broker ARGS='-k retry -x'
 ARGS ?=
 
-.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images bench prove-idle prove-kills prove-faults prove-sabotage
+.PHONY: help setup demo check format test-unit test-broker test-cluster test-node test images bench prove-idle prove-kills prove-faults prove-sabotage prove-policy prove-scale
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,15 @@ prove-kills: setup ## 100,000 messages over 50 SIGKILLs and 10 broker restarts, 
 prove-faults: setup ## one fault at a time, every message accounted for (needs root; some 5 minutes)
 	@scripts/setup-brokers
 	$(PYTEST) tests/prove/test_faults.py -s $(ARGS)
+
+prove-policy: setup ## 100 changes of RBAC on real pods: how long until each is enforced (minutes, needs root)
+	@scripts/setup-node
+	$(PYTEST) tests/node/prove_policy.py -s $(ARGS)
+
+prove-scale: setup ## 500 Consumers, 1,000 Queues: what one change of RBAC touches (minutes)
+	@scripts/setup-brokers
+	@scripts/setup-cluster
+	$(PYTEST) tests/cluster/prove_scale.py -s $(ARGS)
 
 prove-sabotage: setup ## break one thing at a time in a copy; each must turn a named test red (minutes)
 	@scripts/setup-brokers

@@ -22,6 +22,7 @@ _QUICK = {
     "withdrawal_grace": 3.0,
     "rotation_settle": 0.5,
     "rotation_deadline": 20.0,
+    "denials_recheck": 0.5,
 }
 
 

@@ -72,26 +72,26 @@ def granted(role):
 
 
 READ = ["get", "list", "watch"]
+FOLLOW = ["list", "watch"]
 OWN = ["create", "delete", "get", "list", "patch", "watch"]
 IN_A_NAMESPACE = {
-    **{f"{kind}.lunaq.dev": ["get", "list", "patch", "watch"] for kind in KINDS},
+    **{f"{kind}.lunaq.dev": ["list", "patch", "watch"] for kind in KINDS},
     **{f"{kind}/status.lunaq.dev": ["patch"] for kind in KINDS},
-    **{f"{kind}/finalizers.lunaq.dev": ["update"] for kind in KINDS},
-    "roles.rbac.authorization.k8s.io": READ,
-    "rolebindings.rbac.authorization.k8s.io": READ,
-    "configmaps": OWN,
+    "consumers/finalizers.lunaq.dev": ["update"],
+    "roles.rbac.authorization.k8s.io": FOLLOW,
+    "rolebindings.rbac.authorization.k8s.io": FOLLOW,
+    "configmaps": ["create", "get", "list", "patch", "watch"],
     "serviceaccounts": OWN,
     "deployments.apps": OWN,
-    "pods": ["get", "list", "patch", "watch"],
-    "secrets": ["get"],
-    "events": ["create", "patch"],
+    "pods": ["list", "patch"],
+    "secrets": ["create", "delete", "get", "patch"],
     "events.events.k8s.io": ["create", "patch"],
 }
 IN_THE_CLUSTER = {
-    "clusterroles.rbac.authorization.k8s.io": READ,
-    "clusterrolebindings.rbac.authorization.k8s.io": READ,
-    "customresourcedefinitions.apiextensions.k8s.io": READ,
-    "namespaces": READ,
+    "clusterroles.rbac.authorization.k8s.io": FOLLOW,
+    "clusterrolebindings.rbac.authorization.k8s.io": FOLLOW,
+    "namespaces": FOLLOW,
+    "namespaces/kube-system": ["get"],
 }
 
 
@@ -125,7 +125,7 @@ def test_the_operator_may_do_exactly_what_it_needs(default):
 def test_the_lease_is_the_only_one_it_may_change(default):
     assert granted(one(default, "Role", "lunaq-lease")) == {
         "leases.coordination.k8s.io": ["create"],
-        "leases.coordination.k8s.io/lunaq": ["get", "patch", "update"],
+        "leases.coordination.k8s.io/lunaq": ["get", "update"],
     }
     assert names(default, "Role") == {("lunaq-system", "lunaq-lease")}
 

@@ -2,55 +2,23 @@
 
 import asyncio
 import contextlib
-import json
 
 import kopf
 import pytest
 
+from harness.apiserver import ApiServer
+from harness.recording import RecordingProxy, context_of
 from harness.waiting import eventually
 from lunaq_operator import kinds, kube, watch
+from lunaq_operator.rbac import Rbac
 from lunaq_operator.store import Store
 from lunaq_operator.watch import Lists
 
-GONE = json.dumps({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}})
-
-
-class Gap:
-    """Lets a watch's stream through, or swallows it and then says `410 Gone`, as after a long outage."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.open = False
-        self.gone = asyncio.Event()
-        through = watch._AliveContent.iter_chunked
-        gap = self
-
-        async def iter_chunked(content, size):
-            chunks = through(content, size)
-            pending = asyncio.ensure_future(anext(chunks))
-            gone = asyncio.ensure_future(gap.gone.wait())
-            try:
-                while True:
-                    await asyncio.wait({pending, gone}, return_when=asyncio.FIRST_COMPLETED)
-                    if gone.done():
-                        yield GONE.encode() + b"\n"
-                        return
-                    chunk = pending.result()
-                    pending = asyncio.ensure_future(anext(chunks))
-                    if not gap.open:
-                        yield chunk
-            except StopAsyncIteration:
-                return
-            finally:
-                pending.cancel()
-                gone.cancel()
-
-        monkeypatch.setattr(watch._AliveContent, "iter_chunked", iter_chunked)
-
 
 @contextlib.asynccontextmanager
-async def watching(apiserver, store, chunk=watch.CHUNK):
+async def watching(kubeconfig, store, chunk=watch.CHUNK):
     """Run kopf on the store; yields its Lists and all changes that were told."""
-    client = kube.Kube(await kube.load(str(apiserver.kubeconfig)))
+    client = kube.Kube(await kube.load(str(kubeconfig)))
     changes = []
     registry, settings, stop = kopf.OperatorRegistry(), watch.settings(), asyncio.Event()
     settings.watching.chunk_size = chunk
@@ -85,11 +53,11 @@ def names(store):
     return {key.name for key in store[kinds.QUEUES].objects}
 
 
-async def until(condition, what):
+async def until(condition, what, timeout=30):  # noqa: ASYNC109 - handed on to the text of the failure
     async def check():
         return condition()
 
-    await eventually(check, what)
+    await eventually(check, what, timeout)
 
 
 async def kubectl(apiserver, *args):
@@ -112,14 +80,14 @@ async def test_a_list_in_chunks_is_complete_before_the_barrier_opens(apiserver, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(queues[kinds.QUEUES]), "replace", spy)
-        async with watching(apiserver, queues, chunk=2):
+        async with watching(apiserver.kubeconfig, queues, chunk=2):
             await until(lambda: queues.synced, "the barrier")
             assert names(queues) == {f"q{number}" for number in range(5)}
     assert seen == [5]
 
 
 async def test_changes_are_followed_and_bookkept(apiserver, namespace, queues):
-    async with watching(apiserver, queues) as (lists, changes):
+    async with watching(apiserver.kubeconfig, queues) as (lists, changes):
         await until(lambda: queues.synced, "the barrier")
         await asyncio.to_thread(apiserver.apply, manifest(namespace, "late"))
         await until(lambda: "late" in names(queues), "the new one")
@@ -129,20 +97,63 @@ async def test_changes_are_followed_and_bookkept(apiserver, namespace, queues):
         assert lists.age() < 60
 
 
-async def test_what_was_deleted_in_a_gap_vanishes_at_the_next_list(apiserver, namespace, queues, monkeypatch):
-    gap = Gap(monkeypatch)
-    async with watching(apiserver, queues) as (_, changes):
-        await until(lambda: queues.synced, "the barrier")
-        gap.open = True
-        await kubectl(apiserver, "delete", "queue", "q0", "-n", namespace)
-        await asyncio.to_thread(apiserver.apply, manifest(namespace, "late"))
-        assert "q0" in names(queues)
-        changes.clear()
-        gap.gone.set()
-        await until(lambda: "late" in names(queues), "the next list")
-        gap.gone.clear()
-        gap.open = False
-        assert "q0" not in names(queues)
-        assert {"q0", "late"} <= set(changes)
-        await kubectl(apiserver, "delete", "queue", "q1", "-n", namespace)
-        await until(lambda: "q1" not in names(queues), "the watch to go on")
+@pytest.fixture
+def through_a_proxy(apiserver, namespace, tmp_path):
+    """A proxy that can be cut, and a kubeconfig through it of one who may read RBAC objects."""
+    resources = "--resource=roles.rbac.authorization.k8s.io,rolebindings.rbac.authorization.k8s.io"
+    for command in (
+        ["serviceaccount", "reader"],
+        ["role", "reader", "--verb=list,watch", resources],
+        ["rolebinding", "reader", "--role=reader", f"--serviceaccount={namespace}:reader"],
+    ):
+        apiserver.kubectl("create", *command, "-n", namespace)
+    token = apiserver.kubectl("create", "token", "reader", "-n", namespace).stdout.strip()
+    server, tls = context_of(apiserver.kubeconfig)
+    proxy = RecordingProxy(server, tls).start()
+    yield proxy, proxy.kubeconfig(token, tmp_path)
+    proxy.stop()
+
+
+@pytest.fixture
+def restartable(apiserver):
+    """Name the API server as one that can be restarted; a foreign cluster's cannot."""
+    assert isinstance(apiserver, ApiServer), "unset LUNAQ_TEST_KUBECONFIG: this test restarts the API server"
+    return apiserver
+
+
+async def test_a_binding_deleted_while_the_watch_was_away_is_gone_after_410(
+    restartable, namespace, through_a_proxy, caplog
+):
+    """A restarted API server remembers no old versions: the watch that goes on from one gets 410 Gone."""
+    proxy, kubeconfig = through_a_proxy
+    store = Store([kinds.ROLES, kinds.ROLE_BINDINGS], (namespace,))
+
+    async def create(*command):
+        await kubectl(restartable, "create", *command, "-n", namespace)
+
+    def consumes():
+        objects = (store[kind].objects.values() for kind in (kinds.ROLES, kinds.ROLE_BINDINGS))
+        return Rbac.build(*objects).derive(namespace, "worker", "worker").policy.consume
+
+    await create("role", "consume", "--verb=consume", "--resource=queues.lunaq.dev")
+    bind = ("rolebinding", "consume", "--role=consume", f"--serviceaccount={namespace}:worker")
+    await create(*bind)
+    with caplog.at_level("DEBUG", "kopf"):
+        async with watching(kubeconfig, store) as (_, changes):
+            await until(lambda: consumes() == (f"{namespace}:*",), "the right")
+            proxy.cut()
+            await kubectl(restartable, "delete", "rolebinding", "consume", "-n", namespace)
+            await create("role", "late", "--verb=get", "--resource=pods")
+            # Not in another thread: a process ends with the thread that started it.
+            restartable.stop_api()
+            restartable.start_api()
+            assert consumes() == (f"{namespace}:*",), "the watch is not away"
+            changes.clear()
+            proxy.mend()
+            await until(lambda: consumes() == (), "the right to be gone", 60)
+            assert "consume" in changes
+            await create(*bind)
+            await until(lambda: consumes() == (f"{namespace}:*",), "the watch to go on", 60)
+    lists = [one for one in proxy.asked if one.path.endswith("/rolebindings") and "watch" not in one.query]
+    assert len(lists) == 2, "it was listed again, and once"
+    assert "Restarting the watch-stream for rolebindings" in caplog.text, "it was not 410 that kopf saw"

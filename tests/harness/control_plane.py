@@ -118,7 +118,7 @@ class ControlPlane:
             f"--service-account-signing-key-file={path('sa.key')}",
             "--service-account-issuer=https://kubernetes.default.svc",
             "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction",
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             f"--cert-dir={self.pki.folder}",
             f"--kubelet-client-certificate={path('kubelet-client.crt')}",
             f"--kubelet-client-key={path('kubelet-client.key')}",

@@ -7,8 +7,9 @@ writes by publishing, and this test reads back from the broker) are the same set
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from pathlib import Path
+from typing import Any
 
 import pytest
 from application import Application, handled
@@ -22,22 +23,6 @@ pytestmark = [pytest.mark.timeout(600)]
 
 def mails(count: int, **extra: object) -> list[dict[str, object]]:
     return [{"to": f"user{n}@example.com", "subject": f"mail {n}", **extra} for n in range(count)]
-
-
-@pytest.fixture(scope="module")
-def lunaq(node):
-    """The chart, installed as the README says, in a namespace of its own."""
-    namespace = node.new_namespace()
-    images = []
-    for name in ("operator", "runtime"):
-        repository, tag = node.images.split(getattr(node.images, name))
-        images += ["--set", f"image.{name}.repository={repository}", "--set", f"image.{name}.tag={tag}"]
-        images += ["--set", f"image.{name}.pullPolicy={node.images.pull_policy}"]
-    chart = str(Path(__file__).parents[2] / "charts" / "lunaq")
-    node.helm("install", "lunaq", chart, "-n", namespace, *images, "--wait", "--timeout", "120s")
-    yield namespace
-    node.helm("uninstall", "lunaq", "-n", namespace, "--wait", "--timeout", "120s")
-    node.delete_namespace(namespace)
 
 
 @pytest.fixture
@@ -94,6 +79,14 @@ async def test_withdrawing_only_the_right_to_publish_turns_publishes_into_denial
     await app.publish(mails(5))
     await app.wait_depth("emails.dead", dead + 5)
     assert await app.depth("sent") == sent
+    [event] = await asyncio.to_thread(wait_for, lambda: denials_told(app), "an event", 60)
+    assert f"publish to {app.namespace}:sent" in event["note"]
+    assert "kubectl create role lunaq:publish:" in event["note"]
+
+
+def denials_told(app: Application) -> list[dict[str, Any]]:
+    events = json.loads(app.kubectl("get", "events.events.k8s.io", "-o", "json"))["items"]
+    return [event for event in events if event["reason"] == "PermissionDenied"]
 
 
 async def publish_until_denied(app: Application) -> int:

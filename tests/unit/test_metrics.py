@@ -37,12 +37,16 @@ def test_every_counter_shows_under_its_name() -> None:
     for _ in range(8):
         counters.publish()
     counters.publish("unroutable")
-    counters.deny()
+    counters.denials.add("queue.publish", "")
+    counters.denials.add("queue.publish.queue", "app:audit")
+    counters.denials.add("queue.publish.queue", "app:audit")
     shown = Shown(counters, reconnects=9)
     assert shown.of("lunaq_deliveries_total") == 7
     assert shown.of("lunaq_redeliveries_total") == 2
     assert shown.of("lunaq_handler_failures_total") == 2
-    assert shown.of("lunaq_permission_denied_total") == 1
+    denied = "lunaq_permission_denied_total"
+    assert shown.of(denied, action="queue.publish", resource="") == 1
+    assert shown.of(denied, action="queue.publish.queue", resource="app:audit") == 2
     settled = {"ack": 3, "retry": 4, "dead": 5, "suspect": 0, "requeue": 0, "lost": 6}
     assert {outcome: shown.of("lunaq_settled_total", outcome=outcome) for outcome in settled} == settled
     assert shown.of("lunaq_publishes_total", outcome="ok") == 8
@@ -78,5 +82,7 @@ def test_every_metric_is_told_in_the_docs_and_none_that_is_not_there() -> None:
     page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
     told = set(re.findall(r"^\| `(lunaq_\w+)", page, re.MULTILINE))
     suffixes = re.compile("_(bucket|count|sum|created)$")
-    shown = {suffixes.sub("", name) for name, _ in Shown(Counters()).samples if name.startswith("lunaq_")}
+    counters = Counters()
+    counters.denials.add("queue.publish", "")
+    shown = {suffixes.sub("", name) for name, _ in Shown(counters).samples if name.startswith("lunaq_")}
     assert told == shown | {"lunaq_publishes_total"}

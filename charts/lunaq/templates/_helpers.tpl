@@ -58,21 +58,24 @@ capabilities:
 {{- define "lunaq.namespaceRules" -}}
 - apiGroups: [lunaq.dev]
   resources: [brokers, queues, consumers]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 - apiGroups: [lunaq.dev]
   resources: [brokers/status, queues/status, consumers/status]
   verbs: [patch]
-# To own objects, where the API server checks owner references.
+# To own objects, where the API server checks owner references (OwnerReferencesPermissionEnforcement).
 - apiGroups: [lunaq.dev]
-  resources: [brokers/finalizers, queues/finalizers, consumers/finalizers]
+  resources: [consumers/finalizers]
   verbs: [update]
 # RBAC is where the permissions of Consumers come from.
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # What a Consumer is made of.
 - apiGroups: [""]
-  resources: [configmaps, serviceaccounts]
+  resources: [configmaps]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [serviceaccounts]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [apps]
   resources: [deployments]
@@ -80,12 +83,12 @@ capabilities:
 # An annotation on a pod makes the kubelet refresh its mounted policy at once.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, patch]
 # By name only; never listed, never watched. Written is the Secret with a Consumer's own broker user.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch, delete]
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
 {{- end -}}
@@ -94,11 +97,13 @@ capabilities:
 {{- define "lunaq.clusterRules" -}}
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [clusterroles, clusterrolebindings]
-  verbs: [get, list, watch]
-- apiGroups: [apiextensions.k8s.io]
-  resources: [customresourcedefinitions]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [namespaces]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
+# Its UID says who this cluster is, where no clusterID is set.
+- apiGroups: [""]
+  resources: [namespaces]
+  resourceNames: [kube-system]
+  verbs: [get]
 {{- end -}}

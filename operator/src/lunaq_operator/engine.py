@@ -18,7 +18,7 @@ from lunaq_operator.events import Recorder
 from lunaq_operator.kube import KubeError
 from lunaq_operator.lease import Elector
 from lunaq_operator.management import HttpManagement, ManagementError
-from lunaq_operator.reconcile import broker, consumer, policies, queue
+from lunaq_operator.reconcile import broker, consumer, denials, policies, queue
 from lunaq_operator.reconcile.context import Context
 from lunaq_operator.reconcile.managements import Managements
 from lunaq_operator.reconcile.pool import Pool
@@ -147,6 +147,7 @@ class Engine:
             await self._synced.wait()
             log.info("Working: all kinds are listed and the lease is ours")
             group.create_task(self.queue.run(), name="work")
+            group.create_task(denials.Watch(self._context).run(), name="denials")
 
     async def _watch(self, stop: asyncio.Event, on_signals_taken: Callable[[], None]) -> None:
         others = asyncio.all_tasks()

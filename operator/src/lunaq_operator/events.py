@@ -49,26 +49,30 @@ class Recorder:
         self._clock = clock
         self._told: OrderedDict[tuple[str, str, str], _Told] = OrderedDict()
 
-    async def event(self, obj: Obj, type_: str, reason: str, note: str, *, action: str = "Reconcile") -> None:
-        """Tell `note` about `obj`; `type_` is Normal or Warning."""
+    async def event(
+        self, obj: Obj, type_: str, reason: str, note: str, *, action: str = "Reconcile", times: int = 1
+    ) -> None:
+        """Tell `note` about `obj`; `type_` is Normal or Warning, `times` how often it happened."""
         key = (obj["metadata"]["uid"], reason, note)
         told = self._told.get(key)
         try:
             if told is not None and self._clock() - told.at < _SERIES:
-                await self._again(told)
+                await self._again(told, times)
             else:
                 body = _event(obj, type_, reason, note, action, self._instance)
+                if times > 1:
+                    body["series"] = {"count": times, "lastObservedTime": _now()}
                 created = await self._kube.create(kinds.EVENTS, body)
                 if created is not None:
-                    self._told[key] = _Told(created, self._clock())
+                    self._told[key] = _Told(created, self._clock(), times)
         except KubeError as error:
             log.warning("Could not write an event about %s: %s", obj["metadata"]["name"], error)
         while len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)
 
-    async def _again(self, told: _Told) -> None:
+    async def _again(self, told: _Told, times: int) -> None:
         told.at = self._clock()
-        told.count += 1
+        told.count += times
         series = {"count": told.count, "lastObservedTime": _now()}
         await self._kube.patch(kinds.EVENTS, told.event, {"series": series})
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from lunaq_operator import kinds, kube, names
 from lunaq_operator.kube import Kube, KubeError
 from lunaq_operator.lease import Observed, Timing, taken
+from lunaq_operator.store import key_of
 
 if TYPE_CHECKING:
     from lunaq_operator.kinds import Kind
@@ -40,8 +41,7 @@ async def release_finalizers(
             if kind.plural not in await client.served(kind.group, kind.version):
                 continue  # its CRD is gone already, and all its objects with it
             for namespace in namespaces or ("",):
-                for obj in await client.list(kind, namespace):
-                    await _release(client, kind, obj)
+                await _release(client, kind, namespace)
     finally:
         await client.close()
 
@@ -61,21 +61,26 @@ async def _take_lease(client: Kube, namespace: str, name: str) -> None:
     raise KubeError(0, "Conflict", f"Lease {namespace}/{name} changes too often; run this again")
 
 
-async def _release(client: Kube, kind: Kind, obj: Obj) -> None:
-    namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
+async def _release(client: Kube, kind: Kind, namespace: str) -> None:
+    """Release all objects of a kind; what changed meanwhile is listed again: get is not granted."""
     for _ in range(_TRIES):
-        if names.FINALIZER not in (obj["metadata"].get("finalizers") or ()):
+        held = [
+            obj
+            for obj in await client.list(kind, namespace)
+            if names.FINALIZER in (obj["metadata"].get("finalizers") or ())
+        ]
+        if not held:
             return
-        try:
-            await client.set_finalizer(kind, obj, names.FINALIZER, present=False)
-        except KubeError as error:
-            if not error.changed_meanwhile:
-                raise
-        else:
-            log.info("Released %s %s/%s", kind.kind, namespace, name)
-            return
-        fresh = await client.get(kind, namespace, name)
-        if fresh is None:
-            return
-        obj = fresh
-    raise KubeError(0, "Conflict", f"{kind.kind} {namespace}/{name} changes too often; run this again")
+        for obj in held:
+            await _release_one(client, kind, obj)
+    raise KubeError(0, "Conflict", f"{kind.plural} change too often; run this again")
+
+
+async def _release_one(client: Kube, kind: Kind, obj: Obj) -> None:
+    try:
+        await client.set_finalizer(kind, obj, names.FINALIZER, present=False)
+    except KubeError as error:
+        if not error.changed_meanwhile:
+            raise
+    else:
+        log.info("Released %s %s", kind.kind, key_of(obj))

@@ -51,6 +51,9 @@ class Settings:
     source_recheck: float = 30.0
     """How often ConfigMaps that a Consumer refers to are looked at when nothing happens."""
 
+    denials_recheck: float = 15.0
+    """How often the pods are asked what they had to deny."""
+
     withdrawal_grace: float = 300.0
     """How long pods stay when the right to consume was withdrawn; they consume nothing meanwhile."""
 

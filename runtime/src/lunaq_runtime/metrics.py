@@ -85,11 +85,7 @@ class Metrics:
             "Runs that failed, and bodies that did not decode.",
             ((labels, one.failed) for labels, one in rows),
         )
-        yield _counter(
-            "lunaq_permission_denied",
-            "Checks that the policy refused.",
-            ((labels, one.denied) for labels, one in rows),
-        )
+        yield _denied(rows)
         yield _by_outcome("lunaq_settled", "Deliveries settled, by outcome.", _settled(rows))
         yield _by_outcome("lunaq_publishes", "Publishes of handlers, by outcome.", _published(rows))
         yield _seconds(rows)
@@ -130,6 +126,19 @@ def _counter(name: str, text: str, values: Iterable[tuple[tuple[str, str], int]]
     family = CounterMetricFamily(name, text, labels=_LABELS)
     for labels, value in values:
         family.add_metric(labels, value)
+    return family
+
+
+def _denied(rows: list[_Row]) -> CounterMetricFamily:
+    """Give what was refused; the operator reads this, too, and makes an Event of it."""
+    family = CounterMetricFamily(
+        "lunaq_permission_denied",
+        "Checks that the policy refused; `resource` is a queue ID, bounded in number.",
+        labels=(*_LABELS, "action", "resource"),
+    )
+    for labels, one in rows:
+        for what, count in one.denials.counts().items():
+            family.add_metric((*labels, *what), count)
     return family
 
 

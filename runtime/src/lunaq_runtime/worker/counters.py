@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from dataclasses import dataclass, field
+
+from lunaq_runtime.worker.denials import Denials
 
 SECONDS_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the buckets in which handler runs are counted by their length."""
@@ -19,7 +20,7 @@ class Counters:
     connection went before they were settled, which the broker delivers again. `publish_failed` counts
     refused attempts to re-publish. `delivered` are deliveries taken up, `redelivered` those of them
     that the broker had delivered before, `running` those at work now, `lua_memory` the bytes of Lua states.
-    `published` and `publish_refused` (by reason) are the handler's own publishes, `denied` what its policy
+    `published` and `publish_refused` (by reason) are the handler's own publishes, `denials` what its policy
     refused. `seconds` and `buckets` (beside `SECONDS_BOUNDS`, the last one beyond them) measure runs.
     """
 
@@ -38,10 +39,9 @@ class Counters:
     lua_memory: int = 0
     published: int = 0
     publish_refused: dict[str, int] = field(default_factory=dict)
-    denied: int = 0
+    denials: Denials = field(default_factory=Denials)
     seconds: float = 0.0
     buckets: list[int] = field(default_factory=lambda: [0] * (len(SECONDS_BOUNDS) + 1))
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def report(self, event: str) -> None:
         """Count one event of `settle`."""
@@ -68,11 +68,6 @@ class Counters:
             self.publish_refused[refused] = self.publish_refused.get(refused, 0) + 1
         else:
             self.published += 1
-
-    def deny(self) -> None:
-        """Count one refusal by policy; called from any thread."""
-        with self._lock:
-            self.denied += 1
 
 
 _FIELDS = {

@@ -22,13 +22,19 @@ MAX_ANSWERS = 1000
 """Permission checks whose answers are kept."""
 
 
+logger = logging.getLogger(__name__)
+
+
 class WorkerHost:
     """Answers what handlers ask at once; `policy` is asked anew each time, from several threads."""
 
-    def __init__(self, policy: Callable[[], Policy], counters: Counters | None = None) -> None:
+    def __init__(
+        self, policy: Callable[[], Policy], counters: Counters | None = None, consumer: str = ""
+    ) -> None:
         self._policy = policy
         self._counters = counters
         self._known: tuple[Policy | None, dict[tuple[str, str], bool]] = (None, {})
+        self._consumer = consumer
 
     def can(self, action: str, resource: str) -> bool:
         policy = self._policy()
@@ -41,8 +47,16 @@ class WorkerHost:
         if allowed is None:
             answers[action, resource] = allowed = policy.allows(action, resource)
         if not allowed and self._counters:
-            self._counters.deny()
+            times = self._counters.denials.add(action, resource)
+            if times:
+                self._tell(action, resource, times)
         return allowed
+
+    def _tell(self, action: str, resource: str, times: int) -> None:
+        what = f"{action} of {resource}" if resource else action
+        text = "the policy of consumer %s denies its handler %s; told once a minute at most, %d times since"
+        fields = {"consumer": self._consumer, "action": action, "resource": resource, "times": times}
+        logger.warning(text, self._consumer, what, times, extra={"fields": fields})
 
     def log(self, level: str, message: str, fields: dict[str, Any], logger_name: str) -> None:
         name = f"lunaq.handler.{logger_name}" if logger_name else "lunaq.handler"
@@ -56,7 +70,7 @@ def state_maker(
     services: Services | None = None,
 ) -> Callable[[], LuaState]:
     """Prepare the making of this consumer's Lua states; each call loads the handler, or HandlerLoadError."""
-    host = WorkerHost(policy, counters)
+    host = WorkerHost(policy, counters, str(consumer.id))
     identity = Identity(str(consumer.id), str(consumer.queue))
 
     def make() -> LuaState:

@@ -196,6 +196,72 @@ def test_check_names_file_line_and_cause(source: str, imports: dict[str, tuple[s
     assert load_error(Handler("app.lua", source, imports=imports)) == text
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "local x: number = 1",
+        "local x, y: string, number = 'a', 1",
+        "local x: {string} = {}",
+        "local x: 'a' | 'b' = 'a'",
+        "local x: readonly {number} = {}",
+        "local x: typeof(y) = y",
+        "local x: keyof T = 'a'",
+        "local f: fun(x: number): string = print",
+        "function f(x: number) end",
+        "function f(x, y?: string) end",
+        "function f(...: number) end",
+        "local function f(a): number return a end",
+        "function f(a): (number, string) return a end",
+        "function f(a): a is string return true end",
+        "function f(a): asserts a is string end",
+        "function f<T>(a) return a end",
+        "type T = number",
+        "export type T = {a: number}",
+        "type Pair<A, B> = {A, B}",
+        "interface Shape area: number end",
+        "interface Square extends Shape end",
+        "local y = x :: number",
+        "local y = f(x) :: {number}",
+        "local y = x as number",
+        "return x as T",
+        "local y = x!",
+        "local y = x!.field",
+        "f(x!)",
+    ],
+)
+def test_every_form_of_a_type_annotation_is_refused_with_its_line_and_what_to_do(line: str):
+    error = load_error(Handler("app.lua", f"local z = 1\n{line}\nz = 2"))
+    assert error is not None
+    where = "line 2)" if error.startswith("app.lua:3:") else "this line)"
+    assert error.startswith(("app.lua:2: ", "app.lua:3: "))
+    assert error.endswith(f"(type annotations are not supported: remove them from {where}")
+
+
+def test_an_annotated_parameter_on_a_line_of_its_own_is_told_as_well():
+    error = load_error(Handler("app.lua", "function f(\n  a: number,\n  b\n) end"))
+    assert error is not None
+    assert error.startswith("app.lua:2: ")
+    assert error.endswith("remove them from this line)")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = = 1",
+        "print('a: number' 5",
+        "print('known as T') = 5",
+        "if x != y then end",
+        "x:method( -- a: number",
+        "local x = {a = 1, b = 2 3}",
+        "goto = 5 -- x :: T",
+    ],
+)
+def test_other_mistakes_are_not_taken_for_annotations(line: str):
+    error = load_error(Handler("app.lua", f"local z = 1\n{line}\nz = 2"))
+    assert error is not None
+    assert "annotations" not in error
+
+
 def test_time_limits_use_the_clock_that_was_given():
     clock = Clock()
     state = load("function handle() time.sleep('5s') end", clock=clock, timeout=10.0)

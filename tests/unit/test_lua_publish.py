@@ -331,3 +331,10 @@ def test_info_checks_its_argument_and_returns_the_workers_table():
     )
     assert finished.requests == [Info("app:emails")]
     assert finished.printed == ["table 4"]
+
+
+def test_info_is_denied_where_the_policy_says_no():
+    host = FakeHost(denied=(("queue.info", "app:emails"),))
+    finished = run("local info, err = queue.info('app:emails') print(info, err:kind(), err)", host=host)
+    assert finished.printed == ["nil PermissionDenied not allowed: queue.info on app:emails"]
+    assert finished.requests == []

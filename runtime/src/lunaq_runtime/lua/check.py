@@ -17,15 +17,22 @@ if TYPE_CHECKING:
 
 _MEMORY_LIMIT = 64 * 1024 * 1024
 _POSITION = re.compile(r":(\d+): ")
+_STRING_OR_COMMENT = re.compile(r"--.*|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|\[\[.*?\]\]")
+_TYPE = r"(?:readonly\s+|typeof\b|keyof\b|fun\b)?[\w{(\"\[]"
 _ANNOTATION = re.compile(
-    r"local\s+\w+\s*:\s*[\w{(]"  # local x: number
-    r"|function[^(]*\([^)]*\w\s*:\s*[\w{(]"  # function f(x: number)
-    r"|function[^(]*\([^)]*\)\s*:\s*[\w{(]"  # function f(): number
+    rf"\blocal\s+\w+(?:\s*,\s*\w+)*\s*:\s*{_TYPE}"  # local x: number
+    rf"|[(,]\s*(?:\w+|\.\.\.)\s*\??\s*:\s*{_TYPE}"  # function f(x: number, y?: number, ...: number)
+    rf"|^\s*(?:\w+|\.\.\.)\s*\??\s*:\s*[\w{{(.<>| ?\[\]]+[,)]?\s*$"  # the same on a line of its own
+    rf"|\)\s*:\s*{_TYPE}"  # function f(): number
+    rf"|\)\s*:\s*(?:asserts\s+)?\w+\s+is\s+\w"  # function f(x): x is number
     r"|^\s*(?:export\s+)?type\s+\w+"  # type T = ...
     r"|^\s*interface\s+\w+"
-    r"|\s::\s*\w+(?!\s*::)"  # x :: T; a label is closed by a second ::
-    r"|\w\s+as\s+\w"
+    r"|\bfunction\b[^(]*<[^>]*>\s*\("  # function f<T>(x)
+    r"|[\w)\]}]\s*::\s*[\w{(](?!\w*\s*::)"  # x :: T; a label is closed by a second ::
+    r"|[\w)\]}\"']\s+as\s+[\w{(]"  # x as T
+    r"|[\w)\]]!(?!=)"  # x!
 )
+"""Every form of lua-api.md 4.1's type syntax, in a line without its strings and comments."""
 
 
 def load_error(handler: Handler) -> str | None:
@@ -52,6 +59,18 @@ def explain(message: str, source: str) -> str:
     position = _POSITION.search(message)
     lines = source.splitlines()
     number = int(position[1]) if position else 0
-    if 0 < number <= len(lines) and _ANNOTATION.search(lines[number - 1]):
+    if not 0 < number <= len(lines):
+        return message
+    if _annotated(lines[number - 1]):
         return f"{message} (type annotations are not supported: remove them from this line)"
+    # After a cast at the end of a line, the compiler stumbles over the line that follows.
+    before = number - 1
+    while before > 0 and not lines[before - 1].strip():
+        before -= 1
+    if before > 0 and "::" in message and _annotated(lines[before - 1]):
+        return f"{message} (type annotations are not supported: remove them from line {before})"
     return message
+
+
+def _annotated(line: str) -> bool:
+    return _ANNOTATION.search(_STRING_OR_COMMENT.sub('""', line)) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import secrets
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ function handle(n)
   return nil, select(2, queue.publish("app:done", n))
 end
 """
-MESSAGES = 300
+ROTATIONS = 20
 
 
 class Stage:
@@ -42,6 +43,7 @@ class Stage:
         self.vhost = vhost
         self.folder = folder
         self.seen: list[int] = []
+        self.user = ""
         entries = [
             {"id": "broker", "kind": "queue.driver.amqp", "url": rabbitmq.bare_uri(vhost)},
             {"id": "todo", "kind": "queue.queue"},
@@ -75,8 +77,13 @@ class Stage:
         return name
 
     def write(self, username: str, password: str) -> None:
-        (self.folder / "username").write_text(username)
-        (self.folder / "password").write_text(password + "\n")
+        """Change both at once, as the kubelet does: it swaps the link to a folder."""
+        version = self.folder / f"..{secrets.token_hex(4)}"
+        version.mkdir()
+        (version / "username").write_text(username)
+        (version / "password").write_text(password + "\n")
+        (self.folder / "..new").symlink_to(version.name)
+        (self.folder / "..new").rename(self.folder / "..data")
 
     async def publish(self, number: int) -> None:
         body = json.dumps(number).encode()
@@ -85,14 +92,11 @@ class Stage:
     async def ready(self) -> bool:
         return self.runner.ready
 
-    async def all_seen(self) -> bool:
-        return len(set(self.seen)) == MESSAGES
-
 
 @pytest.fixture(name="stage")
 async def _stage(rabbitmq: Broker, vhost: str, tmp_path: Path) -> AsyncIterator[Stage]:
     stage = Stage(rabbitmq, vhost, tmp_path)
-    first = stage.new_user()
+    stage.user = stage.new_user()
     await stage.runner.start()
     running = asyncio.create_task(stage.runner.run())
     await eventually(stage.ready, "the runner to consume", timeout=60)
@@ -103,30 +107,50 @@ async def _stage(rabbitmq: Broker, vhost: str, tmp_path: Path) -> AsyncIterator[
         await running
     await stage.runner.drain()
     await stage.client.close()
-    rabbitmq.api("DELETE", f"/users/{first}")
+    rabbitmq.api("DELETE", f"/users/{stage.user}")
 
 
-async def test_rotated_credentials_are_taken_up_without_losing_or_repeating_a_message(stage: Stage) -> None:
+async def test_twenty_rotations_of_the_credentials_lose_and_repeat_no_message(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An old user is deleted once the new one is in use: a message still in its hands would repeat."""
+    monkeypatch.setattr("lunaq_runtime.runner.POLL_SECONDS", 0.05)
+    caplog.set_level(logging.INFO, "lunaq_runtime.runner")
+    published: list[int] = []
+    rotated = asyncio.Event()
+
     def collect(deliveries: list) -> None:
         stage.seen.extend(json.loads(one.body) for one in deliveries)
         subscription.settle(ack=deliveries)
 
+    async def publish() -> None:
+        while not rotated.is_set():
+            await stage.publish(len(published))
+            published.append(len(published))
+
     subscription = await stage.client.consume("done", prefetch=100, on_deliveries=collect)
-    for number in range(MESSAGES // 2):
-        await stage.publish(number)
-    second = stage.new_user()
+    publishing = asyncio.create_task(publish())
+    user = stage.user
+    for rotation in range(1, ROTATIONS + 1):
+        old, user = user, await asyncio.to_thread(stage.new_user)
 
-    async def taken_up() -> bool:
-        users = {one["user"] for one in stage.rabbitmq.api("GET", f"/vhosts/{stage.vhost}/connections")}
-        return users == {second, stage.rabbitmq.username}
+        async def in_use(times: int = rotation) -> bool:
+            return caplog.text.count("the new credentials are in use") == times
 
-    for number in range(MESSAGES // 2, MESSAGES):
-        await stage.publish(number)
-    await eventually(taken_up, "only the new user to be connected", timeout=90)
-    await eventually(stage.all_seen, "every message to be handled", timeout=60)
-    assert len(stage.seen) == MESSAGES
+        await eventually(in_use, f"change-over {rotation}", timeout=90)
+        await asyncio.to_thread(stage.rabbitmq.api, "DELETE", f"/users/{old}")
+    stage.user = user
+    rotated.set()
+    await publishing
+
+    async def all_seen() -> bool:
+        return set(stage.seen) == set(published)
+
+    await eventually(all_seen, "every message to be handled", timeout=60)
+    assert len(stage.seen) == len(published)
+    assert len(published) > ROTATIONS
     assert stage.runner.ready
-    stage.rabbitmq.api("DELETE", f"/users/{second}")
+    assert stage.runner.reconnects == 0
 
 
 async def test_credentials_that_do_not_work_leave_the_old_connection_at_work(

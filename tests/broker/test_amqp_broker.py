@@ -410,6 +410,35 @@ async def test_a_connection_closed_by_an_administrator_comes_back_with_its_consu
         await until(lambda: [item.body for item in got] == [b"still here"], "a delivery")
 
 
+async def test_a_broker_that_falls_silent_is_left_by_heartbeat_and_found_again(
+    restartable_rabbitmq: RabbitMQ, fresh: Queue, caplog: pytest.LogCaptureFixture
+):
+    """Frozen, its sockets stay open and take what we send: only the missing heartbeats tell."""
+    exchange = f"{fresh.queue_name}.x"
+    got: list[Delivery] = []
+    async with connected(restartable_rabbitmq.uri(), heartbeat=1, connection_timeout=1) as broker:
+        await broker.declare(topology_of(fresh))
+        subscription = await broker.consume(fresh.queue_name, prefetch=1, on_deliveries=got.extend)
+        await broker.publish(message(b"1", exchange))
+        await until(lambda: len(got) == 1, "the first delivery")
+        restartable_rabbitmq.pause()
+        try:
+            await until(lambda: not broker.connected, "the silence to be noticed")
+            with pytest.raises(BrokerError) as error:
+                await broker.publish(message(b"too soon", exchange), timeout=0.2)
+            assert error.value.reason == "connection"
+            await until(lambda: "no answer in time" in caplog.text, "an attempt to be given up")
+            assert not subscription.active
+        finally:
+            restartable_rabbitmq.resume()
+        await until(lambda: len(got) >= 2, "the message to be delivered anew")
+        assert (got[1].body, got[1].redelivered) == (b"1", True)
+        subscription.settle(ack=[got[1]])
+        await broker.publish(message(b"2", exchange))
+        await until(lambda: got[-1].body == b"2", "deliveries to go on")
+        subscription.settle(ack=[got[-1]])
+
+
 # Blocked publishers
 
 

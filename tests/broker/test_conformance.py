@@ -383,8 +383,14 @@ async def test_cancel_hands_over_all_that_arrived_before_it(broker: Broker):
         await broker.publish(message(b"%d" % number))
     subscription, inbox = await consume(broker, prefetch=0)
     await subscription.cancel()
-    left = (await broker.queue_info(NAME)).ready
-    assert len(inbox.deliveries) + left == 500
+    left = 0
+
+    async def all_accounted_for() -> bool:
+        nonlocal left
+        left = (await broker.queue_info(NAME)).ready
+        return len(inbox.deliveries) + left == 500
+
+    await eventually(all_accounted_for, "what was handed over and what is ready to be all there is")
     subscription.settle(ack=inbox.deliveries)
     await subscription.close()
     rest = await drained(broker, NAME, left) if left else []

@@ -310,13 +310,6 @@ def test_civil_fields():
     ]
 
 
-@pytest.mark.parametrize("name", ["after", "ticker", "timer"])
-def test_what_time_does_not_have_yet_says_so(name: str):
-    assert failing(f"\ntime.{name}('1s')") == (
-        f"app.lua:2: time.{name} is not available in this version of Lunaq"
-    )
-
-
 # env, uuid, security, process -----------------------------------------------------------------------------
 
 

@@ -314,7 +314,7 @@ def test_a_coroutine_kept_from_an_aborted_message_cannot_be_resumed_with_a_forge
     first.abort(HandlerError("stop"))
     assert state.start(MessageContext("2"), False).step().error is None
     assert host.printed() == [
-        "false this coroutine was waiting on behalf of an earlier message and cannot go on"
+        "false cannot resume a coroutine that waits in a blocking call or was made by coroutine.spawn"
     ]
 
 

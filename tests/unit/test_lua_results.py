@@ -79,7 +79,10 @@ def test_an_error_object_returned_alone_is_a_failure():
         ("error({})", "the error is a table without a text `message`"),
         ("error()", "nil"),
         ("local t; t.x = 1", "app.lua:1: attempt to index a nil value (local 't')"),
-        ("coroutine.yield()", "app.lua:1: attempt to yield from outside a coroutine"),
+        (
+            "coroutine.yield()",
+            "app.lua:1: attempt to yield from outside a coroutine: wait with time.sleep or a channel",
+        ),
     ],
 )
 def test_raising_is_a_failure(statement: str, text: str):

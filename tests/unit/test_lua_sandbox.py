@@ -218,12 +218,6 @@ def test_a_frozen_table_reads_but_does_not_change():
     assert printed == ["2 1 3 true false", "false false", "1 1", "2 2"]
 
 
-def test_coroutine_spawn_says_that_it_is_not_there():
-    error = run("coroutine.spawn(print)").finished.error
-    assert error is not None
-    assert "coroutine.spawn is not available in this version of Lunaq" in error.text
-
-
 def test_a_failing_coroutine_raises_through_wrap_and_returns_through_resume():
     printed = run(
         "print(pcall(coroutine.wrap(function() error('x', 0) end)))"

@@ -102,13 +102,25 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Function:
+    """What `funcs.call` may name: a function.lua or library.lua entry; the fields are those of `Handler`."""
+
+    chunk_name: str
+    source: str
+    method: str = ""
+    modules: tuple[str, ...] | None = None
+    imports: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """The Lua side of a consumer.
 
     `source` is the chunk's text and `chunk_name` what error positions say. `modules` is what `require`
     may load (None: all core and useful modules); `imports` maps a local name to (chunk name, source) of
-    a library. `env` is what `env.get` sees. `private_ranges` are the private and loopback
-    networks (CIDR) that `http_client` may connect to. `timeout` is in seconds, `memory_limit` in bytes.
+    a library. `functions` is what `funcs.call` may name, by ID. `env` is what `env.get` sees.
+    `private_ranges` are the private and loopback networks (CIDR) that `http_client` may connect to.
+    `timeout` is in seconds, `memory_limit` in bytes.
     """
 
     chunk_name: str
@@ -116,6 +128,7 @@ class Handler:
     method: str = ""
     modules: tuple[str, ...] | None = None
     imports: dict[str, tuple[str, str]] = field(default_factory=dict)
+    functions: dict[str, Function] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     private_ranges: tuple[str, ...] = ()
     timeout: float = 30.0

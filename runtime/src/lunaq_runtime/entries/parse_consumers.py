@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime import durations
-from lunaq_runtime.entries.model import Consumer, Handler
+from lunaq_runtime.entries.model import Consumer, Function, Handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,6 +93,7 @@ def _handler(entry: Entry, around: Surroundings) -> Handler | None:
         method=values["method"] or function.values["method"],
         modules=function.values["modules"],
         imports=imports,
+        functions=_functions(function.values["modules"], around),
         env=env,
         private_ranges=_ranges(entry),
         timeout=durations.to_seconds(lunaq["timeout"]),
@@ -110,6 +111,23 @@ def _ranges(entry: Entry) -> tuple[str, ...]:
                 "lunaq.httpClient.privateRanges", f"{error}: write a network such as 10.0.0.0/8"
             )
     return ranges
+
+
+def _functions(modules: tuple[str, ...] | None, around: Surroundings) -> dict[str, Function]:
+    """Collect what `funcs` may call: all of the document, a library with the handler's `modules`."""
+    found: dict[str, Function] = {}
+    for entry in (*around.functions.values(), *around.libraries.values()):
+        source: str | None = entry.values["source"]
+        chunk = None if source is None else _source(entry, source, around)
+        if chunk is not None:
+            is_function = entry.id in around.functions
+            found[str(entry.id)] = Function(
+                *chunk,
+                method=entry.values["method"] if is_function else "",
+                modules=entry.values["modules"] if is_function else modules,
+                imports={name: other for name, other in _imports(entry, around).items() if other != chunk},
+            )
+    return found
 
 
 def _function(entry: Entry, around: Surroundings) -> Entry | None:

@@ -52,6 +52,9 @@ class LogVolume:
         )
 
 
+_NANOSECONDS = 1_000_000_000
+
+
 def _never() -> HandlerError | None:
     """Tell that nothing has to end."""
     return None
@@ -65,11 +68,19 @@ class Callbacks:
     """
 
     def __init__(
-        self, host: Host, identity: Identity, wall_clock: Callable[[], int], services: Services
+        self,
+        host: Host,
+        identity: Identity,
+        wall_clock: Callable[[], int],
+        monotonic: Callable[[], float],
+        services: Services,
     ) -> None:
         self._host = host
         self._services = services
         self._wall_clock = wall_clock
+        self._monotonic = monotonic
+        self.dropped: list[int] = []
+        """Tags of requests whose replies nobody waits for any more; `Invocation` empties it."""
         self._identity = identity
         self._fed: list[Any] = []
         self._context: MessageContext | None = None
@@ -95,6 +106,7 @@ class Callbacks:
             self._host.log("warn", told, self._automatic_fields(), "")
         self._context = None
         self._interrupted_by = _never
+        self.dropped.clear()
 
     def to_lua(self, value: Any) -> Any:
         """Convert plain data for handing over (`LuaState.to_lua`)."""
@@ -113,6 +125,8 @@ class Callbacks:
         """Build the table `S.host` of the prelude."""
         functions: dict[str, Callable[..., Any]] = {
             "can": lambda action, resource: self.can(shown(action), shown(resource)),
+            "copy_error": lambda error: _copy_error(_own(error)),
+            "drop": self.dropped.append,
             "error_call_stack": self._error_call_stack,
             "error_details": lambda error: self.to_lua(_own(error).detail_values),
             "error_kind": lambda error: _own(error).kind_value.encode(),
@@ -129,6 +143,7 @@ class Callbacks:
             "message_header": self._message_header,
             "message_headers": lambda: self.to_lua(self._message().headers or {}),
             "message_id": lambda: _bytes(self._message().message_id),
+            "monotonic": lambda: int(self._monotonic() * _NANOSECONDS),
             "now": self._wall_clock,
             "parse_duration": _parse_duration,
             "wrap_error": _wrap_error,
@@ -337,6 +352,13 @@ def _wrap_error(parent: Any, context: bytes, frames: bytes) -> HandlerError:
         details=inner.detail_values,
         contexts=(_error_text(context), *inner.contexts)[: limits.MAX_ERROR_CONTEXTS],
         frames=inner.frames or _lines(frames),
+    )
+
+
+def _copy_error(error: HandlerError) -> HandlerError:
+    """Copy what a called function's caller gets: neither identity nor stack (lua-api.md 3.1.4)."""
+    return HandlerError(
+        error.text, error.kind_value, retryable=error.is_retryable, details=error.detail_values
     )
 
 

@@ -20,11 +20,14 @@ from lunaq_runtime.lua.requests import (
     SUCCEEDED,
     Finished,
     HttpClose,
+    Outstanding,
     Publish,
     Request,
     Settle,
+    Single,
     Sleep,
     Streams,
+    Wait,
 )
 
 if TYPE_CHECKING:
@@ -33,12 +36,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_Operation = Callable[["Invocation", list[Any]], "Request | HandlerError"]
+_Operation = Callable[["Invocation", list[Any]], "Single | Settle | HandlerError"]
 
 OUT_OF_MEMORY = b"not enough memory"
 """What Lua raises at its memory limit; not a HandlerError, for that would need memory."""
 
 _NANOSECONDS = 1_000_000_000
+_BESIDE = b"beside"
+"""Before an operation: other coroutines go on while it is carried out."""
+_WAIT = b"wait"
+"""Nothing can go on before a reply, or so many nanoseconds."""
 
 
 def timeout_error(seconds: float) -> HandlerError:
@@ -58,6 +65,7 @@ class Invocation:
     _started = False
     _finished: Finished | None = None
     _asked: Request | None = None
+    _outstanding: Outstanding | None = None
     _settled = ""
     _streams: Streams | None = None
 
@@ -111,18 +119,9 @@ class Invocation:
 
     def _step(self, reply: tuple[Any, ...]) -> Request | Finished:
         state = self._state
-        if self._started:
-            outcome = (
-                self._resume(True, True) if reply is PUBLISHED else self._resume(True, *self._to_lua(reply))
-            )
-        else:
-            self._started = True
-            state.callbacks.begin(self._context, self._why_ended)
-            body, self._body = self._body, None
-            try:
-                outcome = state.begin(body, self._size)
-            except ValueError as error:
-                return self._finish(HandlerError(f"the body is {error}", INVALID, retryable=False))
+        outcome = self._answer(reply) if self._started else self._begin()
+        if isinstance(outcome, Finished):
+            return outcome
         while True:
             if state.callbacks.out_of_memory:
                 # It was refused a value and may have come to its end before the count hook could end it.
@@ -130,9 +129,12 @@ class Invocation:
             if outcome is None:
                 return self._finish(None)
             word, *arguments = outcome if isinstance(outcome, tuple) else (outcome,)
+            beside = word == _BESIDE
+            if beside:
+                word, *arguments = arguments
             operation: _Operation | None = _OPERATIONS.get(word)
             if operation is None:
-                return self._end(word, arguments)
+                return self._wait(*arguments) if word == _WAIT else self._end(word, arguments)
             try:
                 answer = operation(self, arguments)
             except BadArgumentError as error:
@@ -141,8 +143,64 @@ class Invocation:
             if isinstance(answer, HandlerError):
                 outcome = self._resume(True, None, answer)
                 continue
+            # Settling comes to its end before the handler can: nobody else would do it then.
+            if beside and not isinstance(answer, Settle):
+                outcome = self._state.lua_pending(self._put(answer))
+                continue
             self._asked = answer
             return answer
+
+    def _begin(self) -> Any:
+        """Hand over the body; returns what Lua comes to, or Finished where the body cannot be handed over."""
+        self._started = True
+        state = self._state
+        state.callbacks.begin(self._context, self._why_ended)
+        body, self._body = self._body, None
+        try:
+            return state.begin(body, self._size)
+        except ValueError as error:
+            return self._finish(HandlerError(f"the body is {error}", INVALID, retryable=False))
+
+    def _answer(self, reply: tuple[Any, ...]) -> Any:
+        """Hand over the reply to what was asked; returns what Lua comes to."""
+        if reply is PUBLISHED:
+            return self._resume(True, True)
+        asked = self._asked
+        if asked is None:
+            return self._state.lua_go_on()
+        if not isinstance(asked, Wait):
+            return self._resume(True, *self._to_lua(asked, reply))
+        for tag, each in reply:
+            request = asked.outstanding.asked.pop(tag, None)
+            if request is not None:
+                values = self._to_lua(request, each)
+                self._make_room(tuple(values))
+                self._state.lua_deliver(tag, *values)
+        return self._state.lua_go_on()
+
+    def _put(self, request: Single) -> int:
+        """Add a request that is carried out while other coroutines go on."""
+        if self._outstanding is None:
+            self._outstanding = Outstanding()
+        outstanding = self._outstanding
+        outstanding.tag = tag = outstanding.tag + 1
+        outstanding.new[tag] = outstanding.asked[tag] = request
+        return tag
+
+    def _wait(self, nanoseconds: int | None = None) -> Request:
+        """Ask for a wait; without an outstanding request it is just a sleep."""
+        seconds = None if nanoseconds is None else nanoseconds / _NANOSECONDS
+        outstanding, dropped = self._outstanding, self._state.callbacks.dropped
+        if outstanding is not None:
+            for tag in dropped:
+                outstanding.asked.pop(tag, None)
+            outstanding.dropped.extend(dropped)
+            dropped.clear()
+            if outstanding.asked:
+                self._asked = Wait(outstanding, seconds)
+                return self._asked
+        self._asked = None
+        return Sleep(seconds or 0.0)
 
     def _resume(self, *arguments: Any) -> Any:
         self._make_room(arguments)
@@ -156,12 +214,12 @@ class Invocation:
         if self._state.callbacks.out_of_memory or not memory.fit(size_of(value)):
             raise MemoryError
 
-    def _to_lua(self, reply: tuple[Any, ...]) -> list[Any]:
-        if isinstance(self._asked, Publish):
+    def _to_lua(self, asked: Request, reply: tuple[Any, ...]) -> list[Any]:
+        if isinstance(asked, Publish):
             for value in reply:
                 if isinstance(value, HandlerError) and not value.contexts:
                     value.contexts = (publishing.PUBLISH_FAILED,)
-        elif isinstance(self._asked, Settle):
+        elif isinstance(asked, Settle):
             for value in reply:
                 if isinstance(value, HandlerError) and not value.contexts:
                     value.contexts = (f"{self._settled} failed",)
@@ -180,7 +238,7 @@ class Invocation:
         call = Call(count, shown(id_type), shown(queue_id or b""))
         return publishing.check_publish(call, payload, self._state.host.can, self._state.callbacks.warn)
 
-    def _info(self, arguments: list[Any]) -> Request | HandlerError:
+    def _info(self, arguments: list[Any]) -> Single | HandlerError:
         count, id_type, *rest = arguments
         return publishing.check_info(
             Call(count, shown(id_type), shown(rest[0] or b"") if rest else ""), self._state.host.can
@@ -194,27 +252,27 @@ class Invocation:
         self._settled = "nack"
         return Settle(ack=False)
 
-    def _http(self, arguments: list[Any]) -> Request | HandlerError:
+    def _http(self, arguments: list[Any]) -> Single | HandlerError:
         return self._http_calls(http.check_call, arguments)
 
-    def _http_batch(self, arguments: list[Any]) -> Request | HandlerError:
+    def _http_batch(self, arguments: list[Any]) -> Single | HandlerError:
         return self._http_calls(http.check_batch, arguments)
 
-    def _http_calls(self, check: Any, arguments: list[Any]) -> Request | HandlerError:
+    def _http_calls(self, check: Any, arguments: list[Any]) -> Single | HandlerError:
         callbacks = self._state.callbacks
         self._streams = self._streams or Streams()
         try:
-            return cast("Request", check(callbacks, self._streams, callbacks.value(tuple(arguments))))
+            return cast("Single", check(callbacks, self._streams, callbacks.value(tuple(arguments))))
         except HandlerError as error:
             return error
 
-    def _http_read(self, arguments: list[Any]) -> Request | HandlerError:
+    def _http_read(self, arguments: list[Any]) -> Single | HandlerError:
         try:
             return http.check_read(*arguments)
         except HandlerError as error:
             return error
 
-    def _http_close(self, arguments: list[Any]) -> Request:
+    def _http_close(self, arguments: list[Any]) -> Single:
         return HttpClose(arguments[0])
 
     # How it ends ----------------------------------------------------------------------------------------
@@ -223,6 +281,8 @@ class Invocation:
         """Judge what the handler returned or raised (lua-api.md 1.6.2)."""
         if word == b"raised":
             return self._raised(*arguments)
+        if word == b"deadlock":
+            return self._finish(HandlerError(shown(arguments[0]), INTERNAL, retryable=False))
         if word == b"false":
             return self._finish(_returned_false() if self._state.false_is_failure else None)
         if word == b"error":
@@ -252,6 +312,8 @@ class Invocation:
     def _finish(self, error: HandlerError | None, *, state_lost: bool = False) -> Finished:
         if self._streams is not None:
             self._streams.close()
+        if self._outstanding is not None:
+            self._outstanding.close()
         self._state.finished()
         plain = error is None and not self._settled and not state_lost
         self._finished = finished = SUCCEEDED if plain else Finished(error, self._settled, state_lost)
@@ -267,6 +329,8 @@ class Invocation:
         )
 
     def _crash(self, failure: BaseException) -> HandlerError:
+        if self._state.callbacks.out_of_memory:
+            return self._out_of_memory()
         return HandlerError(f"internal error: {type(failure).__name__}: {failure}", INTERNAL, retryable=True)
 
 

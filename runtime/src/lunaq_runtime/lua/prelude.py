@@ -17,6 +17,9 @@ FILES = (
     "tables",
     "encode",
     "errors",
+    "alarms",
+    "tasks",
+    "channel",
     "queue",
     "modules",
     "store",
@@ -26,6 +29,8 @@ FILES = (
     "time",
     "calendar",
     "layouts",
+    "timers",
+    "funcs",
     "stdlib",
     "loader",
 )

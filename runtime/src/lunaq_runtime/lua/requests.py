@@ -117,7 +117,39 @@ class HttpClose:
     stream: int
 
 
-Request = Sleep | Publish | Settle | Info | HttpCalls | HttpRead | HttpClose
+Single = Sleep | Publish | Info | HttpCalls | HttpRead | HttpClose
+"""What may be carried out while other coroutines of the handler go on."""
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """Requests of several coroutines of one invocation, each under a tag of its own.
+
+    The invocation puts requests into `new` and tags that nobody waits for any more into `dropped`; whoever
+    carries them out (`worker.gather`) takes both away. It keeps its own state in `carrier`, and the
+    invocation calls `close`, from any thread, when it is over. `asked` are all that are not answered yet.
+    """
+
+    asked: dict[int, Single] = field(default_factory=dict)
+    tag: int = 0
+    new: dict[int, Single] = field(default_factory=dict)
+    dropped: list[int] = field(default_factory=list)
+    carrier: Any = None
+    close: Callable[[], None] = field(default=lambda: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Go on with what is outstanding. Reply: a tuple of `(tag, reply)` of what is done, at least one.
+
+    After `seconds`, if given, the reply is `()`. What is not done goes on meanwhile, until the next `Wait`.
+    """
+
+    outstanding: Outstanding
+    seconds: float | None
+
+
+Request = Single | Settle | Wait
 
 
 @dataclass(frozen=True, slots=True)

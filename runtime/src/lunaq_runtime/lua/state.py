@@ -24,7 +24,7 @@ from lunaq_runtime.lua.shapes import Shapes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lunaq_runtime.entries.model import Handler
+    from lunaq_runtime.entries.model import Function, Handler
 
 __all__ = ["HandlerLoadError", "Host", "Identity", "Invocation", "LuaState", "MessageContext"]
 
@@ -48,7 +48,9 @@ DEFAULT_MODULES = (
 )
 """What a handler without a list of modules gets: core and useful ones, without network access."""
 
-ALWAYS = frozenset({"errors", "process", "string", "table", "math", "coroutine", "os", "utf8", "print"})
+ALWAYS = frozenset(
+    {"channel", "errors", "process", "string", "table", "math", "coroutine", "os", "utf8", "print"}
+)
 """Tables that need no granting."""
 
 KNOWN_MODULES = frozenset(DEFAULT_MODULES) | ALWAYS | {"http_client"}
@@ -81,13 +83,16 @@ class LuaState:
         self._current: Invocation | None = None
         self._lua = runtime = new_runtime()
         self.memory = MemoryGuard(runtime)
-        self.callbacks = Callbacks(host, identity, wall_clock, services or Services())
+        self.callbacks = Callbacks(host, identity, wall_clock, monotonic, services or Services())
         self.callbacks.bind(self.to_lua, self.memory)
         shared = self._shared(identity)
         run_prelude(runtime, shared)
         self.lua_start: Callable[..., Any] = shared[b"start"]
         self.lua_resume: Callable[..., Any] = shared[b"resume"]
         self.lua_abandon: Callable[[], None] = shared[b"abandon"]
+        self.lua_pending: Callable[[int], Any] = shared[b"pending"]
+        self.lua_deliver: Callable[..., None] = shared[b"deliver"]
+        self.lua_go_on: Callable[[], Any] = shared[b"go_on"]
         self._convert = _converter(runtime, self.memory, shared[b"new_object"])
         self._shapes = Shapes(shared[b"shape"], self._convert, self.memory)
         self._grant(shared)
@@ -138,16 +143,17 @@ class LuaState:
         self._current = None
         self._lua = None
         del self.lua_start, self.lua_resume, self.lua_abandon, self._convert, self._shapes, self.callbacks
+        del self.lua_pending, self.lua_deliver, self.lua_go_on
 
     def _shared(self, identity: Identity) -> Any:
         table = self._lua.table_from
         encode = str.encode
+        functions = self.handler.functions.items()
         return table(
             {
                 b"host": table(self.callbacks.exported()),
                 b"env": table({encode(name): encode(value) for name, value in self.handler.env.items()}),
                 b"kinds": table({encode(name): encode(value) for name, value in KINDS.items()}),
-                b"known": table({encode(name): True for name in KNOWN_MODULES - ALWAYS}),
                 b"modules": table({}),
                 b"limits": table(
                     {
@@ -157,20 +163,33 @@ class LuaState:
                         b"pattern_steps": limits.PATTERN_STEPS,
                     }
                 ),
-                b"all_granted": self.handler.modules is None,
+                b"functions": table({_encoded(name): self._function(each) for name, each in functions}),
                 b"actor_id": encode(identity.consumer_id),
             }
         )
 
+    def _function(self, function: Function) -> Any:
+        """Describe a function to the prelude, which loads it when it is first called."""
+        table = self._lua.table_from
+        imports = [
+            table({b"name": name.encode(), b"chunk": _encoded(chunk), b"source": _encoded(source)})
+            for name, (chunk, source) in function.imports.items()
+        ]
+        return table(
+            {
+                b"chunk": _encoded(function.chunk_name),
+                b"source": _encoded(function.source),
+                b"method": _encoded(function.method),
+                b"modules": table(_granted(function.modules)),
+                b"imports": table(imports),
+            }
+        )
+
     def _grant(self, shared: Any) -> None:
-        handler = self.handler
-        for name in DEFAULT_MODULES if handler.modules is None else handler.modules:
-            if name in KNOWN_MODULES - ALWAYS:
-                shared[b"grant"](name.encode())
-        for name, library in handler.imports.items():
-            shared[b"add_library"](
-                name.encode(), *(part.encode("utf-8", "surrogateescape") for part in library)
-            )
+        for module in _granted(self.handler.modules):
+            shared[b"grant"](module)
+        for name, library in self.handler.imports.items():
+            shared[b"add_library"](name.encode(), *map(_encoded, library))
 
     def _load(self, shared: Any) -> None:
         handler = self.handler
@@ -179,7 +198,7 @@ class LuaState:
         late = timeout_error(handler.timeout)
         self.callbacks.begin(None, lambda: late if monotonic() >= deadline else None)
         arguments = (handler.chunk_name, handler.source, handler.method, *handler.imports)
-        encoded = tuple(argument.encode("utf-8", "surrogateescape") for argument in arguments)
+        encoded = tuple(map(_encoded, arguments))
         if not self.memory.fit(size_of(encoded)):
             raise HandlerLoadError(self._load_failure(OUT_OF_MEMORY))
         loaded = shared[b"load_handler"](*encoded)
@@ -216,3 +235,12 @@ def _converter(runtime: Any, memory: MemoryGuard, new_object: Callable[[], Any])
             memory.fit()
 
     return convert
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _granted(modules: tuple[str, ...] | None) -> list[bytes]:
+    names = DEFAULT_MODULES if modules is None else modules
+    return [name.encode() for name in names if name in KNOWN_MODULES - ALWAYS]

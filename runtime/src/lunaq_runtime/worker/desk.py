@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
 from lunaq_runtime.lua.invocation import timeout_error
-from lunaq_runtime.lua.requests import Finished, Publish, Settle, Sleep
+from lunaq_runtime.lua.requests import Finished, Publish, Settle, Sleep, Wait
 from lunaq_runtime.retry import (
     TIMEOUT,
     Ack,
@@ -28,6 +28,7 @@ from lunaq_runtime.retry import (
     attempts_of,
     decide,
 )
+from lunaq_runtime.worker.gather import gather
 from lunaq_runtime.worker.lane import LOST, Lane
 from lunaq_runtime.worker.pending import Pending
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from lunaq_runtime.entries.model import Consumer, Queue
-    from lunaq_runtime.lua.requests import Request
+    from lunaq_runtime.lua.requests import Request, Single
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.worker.counters import Counters
     from lunaq_runtime.worker.requests import Requests
@@ -234,13 +235,21 @@ class Desk:
             case Settle(ack=True):
                 pending.answer(self._ack(session, delivery))
             case _:
-                self._await(pending, self._execute(session, delivery, request))
+                self._await(pending, self._execute(slot, session, delivery, request))
 
-    async def _execute(self, session: Session, delivery: Delivery, request: Request) -> tuple[Any, ...]:
+    async def _execute(
+        self, slot: Slot, session: Session, delivery: Delivery, request: Request
+    ) -> tuple[Any, ...]:
         """Carry out any request; raises what only a defect raises."""
+        if isinstance(request, Wait):
+            return await gather(request, partial(self._execute_beside, slot))
         if not isinstance(request, Settle):
             return await self._requests.execute(request)
         return self._ack(session, delivery) if request.ack else await self._nack(session, delivery)
+
+    async def _execute_beside(self, slot: Slot, request: Single) -> tuple[Any, ...]:
+        """Carry out one of several requests of a handler."""
+        return await self._requests.execute(slot.traced(request) if isinstance(request, Publish) else request)
 
     def _ack(self, session: Session, delivery: Delivery) -> tuple[Any, ...]:
         try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lunaq_runtime.brokers.base import Broker
     from lunaq_runtime.entries.model import Queue
-    from lunaq_runtime.lua.requests import Request
+    from lunaq_runtime.lua.requests import Single
     from lunaq_runtime.worker.counters import Counters
     from lunaq_runtime.worker.http_client import HttpClient
 
@@ -65,7 +65,7 @@ class Requests:
         if self._http:
             await self._http.close()
 
-    async def execute(self, request: Request) -> Reply:
+    async def execute(self, request: Single) -> Reply:
         """Carry out a request and return what the Lua call returns."""
         match request:
             case Sleep(seconds=seconds):
@@ -73,7 +73,12 @@ class Requests:
                 return ()
             case Publish():
                 answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-                self.publish_soon(request, answered.set_result)
+
+                def answer(reply: Reply) -> None:
+                    if not answered.done():  # whoever waited may have been cancelled
+                        answered.set_result(reply)
+
+                self.publish_soon(request, answer)
                 return await answered
             case Info(queue_id=queue_id):
                 return await self._info(queue_id)
@@ -83,8 +88,6 @@ class Requests:
                 return await self._http_client().read(request)
             case HttpClose(stream=stream):
                 return self._http_client().close_stream(stream)
-            case _:
-                raise TypeError(f"{type(request).__name__} is not carried out here")
 
     def _http_client(self) -> HttpClient:
         if self._http is None:

@@ -192,3 +192,48 @@ function S.with_tokens(out, n)
   end
   return unpack(out, first, n)
 end
+
+local copy
+
+local function copy_table(value, depth, seen)
+  if seen[value] then
+    refuse("cannot copy recursive nesting (a table that contains itself)")
+  elseif depth >= MAX_DEPTH then
+    refuse("cannot copy beyond the maximum depth of " .. MAX_DEPTH)
+  end
+  seen[value] = true
+  local result = rawequal(metatable_of(value), empty_object) and S.new_object() or {}
+  for key, item in next, S.frozen[value] or value do
+    local kind = type(key)
+    if kind ~= "string" and kind ~= "number" and kind ~= "boolean" then
+      refuse("cannot copy a table with a key of type " .. kind)
+    end
+    result[key] = copy(item, depth + 1, seen)
+  end
+  seen[value] = nil
+  return result
+end
+
+function copy(value, depth, seen)
+  local kind = type(value)
+  if kind == "string" or kind == "number" or kind == "boolean" or kind == "userdata" then
+    return value
+  elseif kind == "table" and not opaque[metatable_of(value)] then
+    return copy_table(value, depth, seen)
+  end
+  return nil
+end
+
+-- A deep copy of plain data and error objects, all else becomes nil: true and it, or false and why not.
+function S.copy(value)
+  if type(value) ~= "table" then
+    return true, copy(value)
+  end
+  local ok, result = pcall(copy, value, 0, {})
+  if not ok and rawequal(result, refuse) then
+    return false, refusal
+  elseif not ok then
+    error(result, 0)
+  end
+  return true, result
+end

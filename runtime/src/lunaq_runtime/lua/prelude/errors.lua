@@ -65,6 +65,8 @@ local function text(value)
   return value
 end
 
+S.text = text
+
 local metatable = S.error_metatable
 metatable.__index = methods
 S.classes.error = methods

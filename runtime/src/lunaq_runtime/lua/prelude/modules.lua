@@ -213,6 +213,9 @@ end
 function security.actor()
   return setmetatable({}, Actor)
 end
+function S.is_actor(value)
+  return S.raw_metatable(value) == Actor
+end
 
 S.modules.security = security
 

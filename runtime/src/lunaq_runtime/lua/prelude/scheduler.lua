@@ -1,6 +1,8 @@
 -- Runs a handler as a coroutine that Python drives, and ends it when its time is up.
 -- A blocking call yields TOKEN and a request through every coroutine the handler made; no handler can get
 -- hold of TOKEN or REPLY, so its own yields and resumes cannot be mistaken for ours.
+-- A handler that is alone is driven from here, with nothing in between; once it has several coroutines, or
+-- waits for a channel, `S.many` is set and tasks.lua decides who goes on.
 local S = ...
 
 local coroutine, error, type, rawequal, sub = coroutine, error, type, rawequal, string.sub
@@ -16,7 +18,9 @@ local TOKEN, REPLY = {}, {}
 local COUNT, TURNS = 300, 16
 local PATIENCE = 0.01 -- seconds of CPU time between two questions to Python, which need the GIL
 
-local main -- the coroutine of the running handler, or of a chunk being loaded
+-- S.root: the coroutine that was resumed last from outside, so that of the handler, of a chunk being loaded,
+-- or one of coroutine.spawn.
+local owned = setmetatable({}, { __mode = "k" }) -- coroutines that wait, or that are not the handler's to resume
 local ended = false -- its time is up, or it was interrupted; Python knows why
 local raises = 0 -- how often that had to be raised
 local asked = clock()
@@ -115,12 +119,25 @@ local function note_end(thread, ok, err)
   end
 end
 
+local function go_on(thread, ...)
+  owned[thread] = nil
+  return raw_resume(thread, ...)
+end
+
 local function pass(thread, ok, first, ...)
   if ok and rawequal(first, TOKEN) then
-    return pass(thread, raw_resume(thread, raw_yield(TOKEN, ...)))
+    owned[thread] = true
+    return pass(thread, go_on(thread, raw_yield(TOKEN, ...)))
   end
   note_end(thread, ok, first)
   return guarded(ok, first, ...)
+end
+
+-- Why the handler may not resume or close `thread`; nil if it may.
+local function refusal(thread, verb)
+  if owned[thread] and status(thread) ~= "dead" then
+    return "cannot " .. verb .. " a coroutine that waits in a blocking call or was made by coroutine.spawn"
+  end
 end
 
 local function unwrap(thread, ok, ...)
@@ -141,10 +158,14 @@ end
 
 S.coroutine = {
   close = function(thread)
+    local why = refusal(thread, "close")
     if ended then
       error(END, 0)
     elseif doomed[thread] then
-      error("coroutine.close: this coroutine was ended by a limit", 2)
+      why = "coroutine.close: this coroutine was ended by a limit"
+    end
+    if why then
+      error(why, 2)
     end
     return guarded(raw_close(thread))
   end,
@@ -159,6 +180,10 @@ S.coroutine = {
     if ended then
       error(END, 0)
     end
+    local why = refusal(thread, "resume")
+    if why then
+      return false, why
+    end
     return pass(thread, raw_resume(thread, ...))
   end,
   wrap = function(body)
@@ -168,17 +193,18 @@ S.coroutine = {
       if ended then
         error(END, 0)
       end
+      local why = refusal(thread, "resume")
+      if why then
+        error(why, 2)
+      end
       return unwrap(thread, pass(thread, raw_resume(thread, ...)))
     end
   end,
   yield = function(...)
-    if rawequal(running(), main) then
-      error("attempt to yield from outside a coroutine", 2)
+    if rawequal(running(), S.root) then
+      error("attempt to yield from outside a coroutine: wait with time.sleep or a channel", 2)
     end
     return raw_yield(...)
-  end,
-  spawn = function()
-    error("coroutine.spawn is not available in this version of Lunaq", 2)
   end,
 }
 
@@ -199,10 +225,11 @@ function S.request(operation, ...)
 end
 
 local function begin(body)
-  main = raw_create(body)
+  local thread = raw_create(body)
+  S.root = thread
   ended, raises = false, 0
-  sethook(main, on_count, "", COUNT)
-  return main
+  sethook(thread, on_count, "", COUNT)
+  return thread
 end
 
 -- What a dead coroutine ended with, as values Python can take: text, traceback, or an error object.
@@ -221,9 +248,8 @@ local function failure(thread, value)
   return value, trace, raises
 end
 
-local function finished(ok, ...)
-  local thread = main
-  main, S.delivery = nil, nil
+local function finished(thread, ok, ...)
+  S.root, S.delivery, S.many = nil, nil, nil
   if not ok then
     return "raised", failure(thread, (...))
   end
@@ -244,10 +270,12 @@ local function finished(ok, ...)
 end
 
 local function drive(ok, first, ...)
-  if ok and rawequal(first, TOKEN) then
+  if S.many then
+    return S.turn(ok, first, ...)
+  elseif ok and rawequal(first, TOKEN) then
     return ...
   end
-  return finished(ok, first, ...)
+  return finished(S.root, ok, first, ...)
 end
 
 -- Starts the handler on one body; returns nothing for success, or a word and what belongs to it.
@@ -259,19 +287,19 @@ end
 
 -- Hands a reply to the waiting handler: `ok` false raises the value there.
 function S.resume(ok, ...)
-  return drive(raw_resume(main, REPLY, ok, ...))
+  return drive(raw_resume(S.root, REPLY, ok, ...))
 end
 
 -- Forgets the waiting handler; it is never resumed, its open variables are not closed.
 function S.abandon()
-  main, S.delivery = nil, nil
+  S.root, S.delivery, S.many = nil, nil, nil
 end
 
 -- Runs a chunk to its end before any message: true and its values, or false and the error.
 function S.run(body)
   local function over(ok, ...)
-    local thread = main
-    main = nil
+    local thread = S.root
+    S.root = nil
     if ok then
       return true, ...
     end
@@ -279,3 +307,35 @@ function S.run(body)
   end
   return over(raw_resume(begin(body)))
 end
+
+-- Runs a function's chunk within a handler, as if before any message: true and its first value, or false
+-- and the error.
+function S.run_within(body)
+  local delivery, thread = S.delivery, create(body)
+  S.delivery = nil
+  local ok, value = guarded(raw_resume(thread))
+  S.delivery = delivery
+  if not ok then
+    return false, (failure(thread, value))
+  elseif status(thread) ~= "dead" then
+    return false, "its top-level code yields: wait in its function instead"
+  end
+  return true, value
+end
+
+-- Asks whether the handler's time is up, where no hook looks: between its coroutines.
+function S.expired()
+  if not ended then
+    ended = call(interrupted)
+    raises = ended and raises + 1 or raises
+  end
+  return ended
+end
+
+-- Tells whether an error must end the handler whoever could catch it.
+function S.unstoppable(err)
+  return ended or fatal(err)
+end
+
+S.TOKEN, S.REPLY, S.END, S.owned = TOKEN, REPLY, END, owned
+S.create, S.failure, S.finished = create, failure, finished

@@ -1,9 +1,9 @@
 -- The `time` module (lua-api.md 3.3): integer nanoseconds, civil dates by arithmetic, zones by Python.
 local S = ...
 
-local type, next, error, setmetatable, ipairs, tostring = type, next, error, setmetatable, ipairs, tostring
+local type, next, error, setmetatable, ipairs = type, next, error, setmetatable, ipairs
 local mathtype, tointeger, floor = math.type, math.tointeger, math.floor
-local call, host, fail, request = S.call, S.host, S.fail, S.request
+local call, host, fail = S.call, S.host, S.fail
 
 local SECOND = 1000000000
 
@@ -116,11 +116,9 @@ function time.sleep(value)
   elseif not S.delivery then
     return fail("no context")
   end
-  return request("sleep", ns)
+  return S.sleep(ns)
 end
 
 S.hidden, S.fields, S.new_duration, S.nanoseconds = hidden, fields, new_duration, nanoseconds
 S.time = time
-S.modules.time = S.readonly("time", time, function(name)
-  error("time." .. tostring(name) .. " is not available in this version of Lunaq", 2)
-end)
+S.modules.time = time

@@ -83,6 +83,7 @@ def test_a_consumer_reads_back_as_what_it_means():
                 method="go",
                 modules=("json",),
                 imports={"email": ("app:email", "return {}")},
+                functions={"app:email": model.Function("app:email", "return {}", modules=("json",))},
                 env={
                     "REGION": "eu: 'west'",
                     "TOKEN": "from a secret",

@@ -1,7 +1,11 @@
 """A broker that goes away: what is told, what recovers, and what is let go."""
 
+import time
+
 import pytest
 from operators import App
+
+from harness.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -11,9 +15,12 @@ def app(apiserver, namespace, restartable_rabbitmq):
     vhost = restartable_rabbitmq.new_vhost()
     found = App(apiserver, namespace, restartable_rabbitmq, vhost)
     found.secret()
-    found.broker()
+    found.own_users()
     found.queue("emails", deletionPolicy="Delete")
+    found.allow_consuming()
+    found.consumer()
     found.wait_ready("queue", "emails")
+    wait_for(found.credentials, "the Consumer's user")
     return found
 
 
@@ -35,3 +42,16 @@ def test_a_namespace_goes_although_its_broker_is_down(app, restartable_rabbitmq)
         assert done.returncode == 0, done.stderr
     finally:
         restartable_rabbitmq.start()
+
+
+def test_a_consumer_goes_while_its_broker_is_down_and_its_user_goes_later(app, restartable_rabbitmq):
+    restartable_rabbitmq.shut_down()
+    try:
+        begun = time.monotonic()
+        app.kubectl("delete", "consumer", "worker", "--timeout=60s")
+        assert time.monotonic() - begun < 60
+        wait_for(lambda: "UserKept" in app.reasons_told("Consumer", "worker"), "an event about what stays")
+    finally:
+        restartable_rabbitmq.start()
+    assert app.users()
+    wait_for(lambda: app.users() == {}, "the user to be deleted", 120)

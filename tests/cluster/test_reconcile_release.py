@@ -32,9 +32,12 @@ def test_a_running_operator_does_not_put_released_finalizers_back(apiserver, crd
     operator = Operator(apiserver, tmp_path, namespaces=[app.namespace], **lease).start().wait_working()
     try:
         app.secret()
-        app.broker()
+        app.own_users()
         app.queue("emails", deletionPolicy="Delete")
+        app.allow_consuming()
+        app.consumer()
         app.wait_ready("queue", "emails")
+        wait_for(app.credentials, "the Consumer's user")
         assert _finalizers(app) == ["lunaq.dev/cleanup"]
         _release(app, "--lease-name=operator", f"--lease-namespace={app.namespace}")
         wait_for(lambda: operator.exit_status == 1, "the operator to end")
@@ -42,6 +45,8 @@ def test_a_running_operator_does_not_put_released_finalizers_back(apiserver, crd
         before = app.broker_names()
         app.kubectl("delete", "queue", "emails", "--timeout=30s")
         assert app.broker_names() == before
+        for kind, name in (("consumer", "worker"), ("broker", "main")):
+            app.kubectl("delete", kind, name, "--timeout=30s")
     finally:
         operator.stop()
 

@@ -22,6 +22,7 @@ from lunaq_operator import connections, health, kinds, kube, oplogs, release
 from lunaq_operator.engine import Engine
 from lunaq_operator.kube import Kube, KubeError
 from lunaq_operator.settings import Settings
+from lunaq_runtime import durations
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -30,6 +31,21 @@ log = logging.getLogger(__name__)
 
 _EXIT_PATIENCE = 3.0
 """Seconds between losing the lease and the end of the process; another may lead 4 s after we lost it."""
+
+
+class _Duration(click.ParamType[float]):
+    """A duration as everywhere in Lunaq, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return durations.to_seconds(durations.parse_duration(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = _Duration()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -72,6 +88,12 @@ def main() -> None:
     multiple=True,
     help="Serve only this namespace. May be repeated. Default: all namespaces.",
 )
+@click.option(
+    "--credentials-max-age",
+    type=DURATION,
+    default="0s",
+    help="How old a Consumer's own broker user becomes before it gets another (720h). Default: no limit.",
+)
 @click.option("--lease-name", default="lunaq-operator", show_default=True, help="The Lease to lead by.")
 @click.option("--lease-namespace", default="", help="Where the Lease is. Default: the pod's namespace.")
 @click.option("--workers", default=8, show_default=True, help="How many objects are worked on at once.")
@@ -103,6 +125,7 @@ def run(**options: Any) -> None:
         lease_name=options["lease_name"],
         identity=f"{socket.gethostname()}_{secrets.token_hex(4)}",
         health_port=options["health_port"],
+        credentials_max_age=options["credentials_max_age"],
         workers=options["workers"],
     )
     run_or_exit(serve(settings, options["kubeconfig"]))

@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import TYPE_CHECKING, Any
 
-from lunaq_operator import broker_users, conditions, kinds, names
+from lunaq_operator import broker_users, conditions, events, kinds, names
 from lunaq_operator.conditions import Reason
 from lunaq_operator.management import ManagementError
 from lunaq_operator.reconcile import orphans
@@ -46,7 +46,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     try:
         broker = parse(obj)
         access = effective_access(broker)
-        obj = await _keep_finalizer(context, key, obj, access)
+        obj = await _keep_finalizer(context, key, obj, broker)
         target = await read_target(context, broker)
         again = await _bring_about(context, key, obj, broker, target)
     except NotReady as outcome:
@@ -139,11 +139,16 @@ async def _bring_about(context: Context, key: Key, obj: Obj, broker: Broker, tar
     return again
 
 
-async def _keep_finalizer(context: Context, key: Key, obj: Obj, access: str) -> Obj:
+async def _keep_finalizer(context: Context, key: Key, obj: Obj, broker: Broker) -> Obj:
     """Have our finalizer where there are users to delete, before any is made."""
     users = context.managements.get(key)
-    left = names.FINALIZER in (obj["metadata"].get("finalizers") or ()) and (users is None or users.accounts)
-    wanted = access == PER_CONSUMER or bool(left)
+    present = names.FINALIZER in (obj["metadata"].get("finalizers") or ())
+    out_of_reach = users is None and broker.management is None
+    left = present and not out_of_reach and (users is None or bool(users.accounts))
+    wanted = effective_access(broker) == PER_CONSUMER or left
+    if present and not wanted and out_of_reach:
+        note = "the broker users of its Consumers stay there: spec.management is gone"
+        await context.recorder.event(obj, events.WARNING, "UsersKept", note)
     written = await context.kube.set_finalizer(kinds.BROKERS, obj, names.FINALIZER, present=wanted)
     if written is None:
         raise NotReady(Reason.DELETING, "gone meanwhile")
@@ -154,12 +159,19 @@ async def _keep_finalizer(context: Context, key: Key, obj: Obj, access: str) -> 
 
 async def _look_at_users(context: Context, key: Key, obj: Obj, broker: Broker, target: Target) -> None:
     """See how the broker's users are, delete those nobody wants, have the others' Consumers looked at."""
-    if names.FINALIZER not in (obj["metadata"].get("finalizers") or ()) or broker.management is None:
+    before = context.managements.get(key)
+    if names.FINALIZER not in (obj["metadata"].get("finalizers") or ()):
         await context.managements.drop(key)
         return
+    if broker.management is None:
+        # Not PerConsumer any more: what is left goes through the client that is still there.
+        made_from = before.made_from if before is not None else None
+    else:
+        made_from = management_target(context, broker, target)
+    if made_from is None:
+        return
     try:
-        before = context.managements.get(key)
-        users, changed = await context.managements.look(key, management_target(context, broker, target))
+        users, changed = await context.managements.look(key, made_from)
         await orphans.sweep(context, key, users)
     except ManagementError as error:
         reason = Reason.ACCESS_REFUSED if error.refused else Reason.MANAGEMENT_UNREACHABLE

@@ -37,7 +37,8 @@ async def test_consent_by_label_is_given_withdrawn_and_given_again(app, other):
     assert app.users()[username][2] == rf"^(?:{other.namespace}:orders)\z"
     # Its own credentials, and nothing of the Broker's, neither as a copy nor by reference.
     assert {one["metadata"]["name"] for one in other.list("secrets")} == {"worker.broker"}
-    spec = other.get("deployment", "worker")["spec"]["template"]["spec"]
+    deployment = await eventually(lambda: _is(other.get("deployment", "worker")), "the Deployment")
+    spec = deployment["spec"]["template"]["spec"]
     assert [one["secret"]["secretName"] for one in spec["volumes"] if "secret" in one] == ["worker.broker"]
     connection = await aiormq.connect(app.rabbitmq.uri(app.vhost, username, password))
 

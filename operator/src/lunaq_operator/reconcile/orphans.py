@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lunaq_operator import broker_users, events, kinds, names
 from lunaq_operator.management import ManagementError
-from lunaq_operator.references import broker_of, queue_of
+from lunaq_operator.references import Work, broker_of, queue_of
 from lunaq_operator.resources import PER_CONSUMER, SpecError, effective_access, parse_broker
 from lunaq_operator.store import Key
 
@@ -41,8 +41,8 @@ async def sweep(context: Context, key: Key, users: Users) -> None:
             await users.drop(name)
         elif obj["metadata"].get("deletionTimestamp") or _wanted(context, obj, key):
             users.unwanted.pop(name, None)
-        else:
-            await _drop_unused(context, users, name)
+        elif await _drop_unused(context, users, name):
+            context.enqueue(Work(kinds.CONSUMERS.plural, consumer))  # its finalizer may go
 
 
 async def clean_up_broker(
@@ -151,15 +151,17 @@ def _wanted(context: Context, consumer: Obj, broker: Key) -> bool:
         return True
 
 
-async def _drop_unused(context: Context, users: Users, name: str) -> None:
-    """Delete a user that pods may still be changing over from."""
+async def _drop_unused(context: Context, users: Users, name: str) -> bool:
+    """Delete a user that pods may still be changing over from, once they have; tells whether it did."""
     now = time.monotonic()
     age = now - users.unwanted.setdefault(name, now)
     if age < context.settings.rotation_settle:
-        return
-    if age >= context.settings.rotation_deadline or not await users.management.connections(name):
-        log.info("Deleting the broker user %s: its Consumer has gone elsewhere", name)
-        await users.drop(name)
+        return False
+    if age < context.settings.rotation_deadline and await users.management.connections(name):
+        return False
+    log.info("Deleting the broker user %s: its Consumer has gone elsewhere", name)
+    await users.drop(name)
+    return True
 
 
 def _age(context: Context, obj: Obj) -> float:

@@ -92,7 +92,7 @@ async def provide(context: Context, wanted: Wanted) -> Provided:
             raise _not_connected(context, wanted)
         return await _settle(context, wanted, users, kept)
     except ManagementError as error:
-        problem = NotReady(Reason.MANAGEMENT_UNREACHABLE, str(error), _SOON)
+        problem = NotReady(Reason.MANAGEMENT_UNREACHABLE, str(error), context.settings.queue_recheck)
     except NotReady as outcome:
         problem = outcome
     # Pods that run, or start with credentials that worked, do not depend on the management API.
@@ -127,7 +127,9 @@ def _not_connected(context: Context, wanted: Wanted) -> NotReady:
     broker = context.store[kinds.BROKERS].get(*wanted.broker_key) or {}
     text = f"Broker {wanted.broker.id}: its management API was not reached; its status says why"
     known = bool((broker.get("status") or {}).get("conditions")) and not resolve.is_ready(broker)
-    return NotReady(Reason.MANAGEMENT_UNREACHABLE if known else Reason.BROKER_NOT_READY, text, _SOON)
+    reason = Reason.MANAGEMENT_UNREACHABLE if known else Reason.BROKER_NOT_READY
+    # No sooner: the Broker's reconciler has all its Consumers looked at once it is there.
+    return NotReady(reason, text, context.settings.queue_recheck)
 
 
 async def _settle(context: Context, wanted: Wanted, users: Users, kept: Kept) -> Provided:
@@ -196,7 +198,7 @@ def _refuse_unready(wanted: Wanted, users: Users, grants: Grants) -> None:
     accounts = users.of(Key(*wanted.consumer.key)).values()
     if not any(read == texts.read for account in accounts for texts in account.permissions.values()):
         text = f"Queue {wanted.queue.id} is not Ready; its status says why"
-        raise NotReady(Reason.QUEUE_NOT_READY, text, _SOON)
+        raise NotReady(Reason.QUEUE_NOT_READY, text)
 
 
 def _seen(

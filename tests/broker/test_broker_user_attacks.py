@@ -142,9 +142,19 @@ class Stage:
         await eventually(there, f"{count} messages to be handled", timeout=60)
 
 
+@pytest.fixture(name="server", params=["rabbitmq310", "rabbitmq43"])
+def _server(request: pytest.FixtureRequest) -> Broker:
+    if request.param == "rabbitmq43":
+        found: Broker = request.getfixturevalue("fleet")[request.param]
+        return found
+    oldest: Broker = request.getfixturevalue("rabbitmq")
+    return oldest
+
+
 @pytest.fixture(name="stage")
-async def _stage(rabbitmq: Broker, vhost: str, tmp_path: Path) -> AsyncIterator[Stage]:
-    stage = Stage(rabbitmq, vhost, tmp_path)
+async def _stage(server: Broker, tmp_path: Path) -> AsyncIterator[Stage]:
+    vhost = server.new_vhost()
+    stage = Stage(server, vhost, tmp_path)
     await stage.admin.connect()
     for queue in stage.document.queues.values():
         await stage.admin.declare(topology_of(queue))
@@ -163,7 +173,8 @@ async def _stage(rabbitmq: Broker, vhost: str, tmp_path: Path) -> AsyncIterator[
         await running
     await stage.runner.drain()
     await stage.admin.close()
-    rabbitmq.api("DELETE", f"/users/{stage.user}")
+    server.api("DELETE", f"/users/{stage.user}")
+    server.delete_vhost(vhost)
 
 
 def publish(exchange: str, key: str = "") -> Any:

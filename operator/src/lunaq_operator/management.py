@@ -150,7 +150,8 @@ class HttpManagement:
                 return _answer(what, response.status, data, missing_ok=missing_ok)
         except TimeoutError as error:
             raise ManagementError(f"{what}: no answer in {_TIMEOUT.total:.0f} s") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+            # RuntimeError: the session was closed, for the Broker has other credentials by now.
             raise ManagementError(f"{what}: {error}") from error
 
 

@@ -262,7 +262,8 @@ async def _carry_out(
 ) -> Kept:
     """Do one step; returns the Secret as it is then."""
     if users.retired:
-        raise NotReady(Reason.BROKER_MISSING, f"Broker {wanted.broker.id} is being deleted", _SOON)
+        text = f"Broker {wanted.broker.id} is being deleted, or connected to anew"
+        raise NotReady(Reason.BROKER_NOT_READY, text, _SOON)
     match step.do:
         case Do.SWITCH:
             return await _switch(context, wanted, users, kept, grants, step.name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lunaq_operator import conditions, events, kinds
 from lunaq_operator.conditions import Reason
 from lunaq_operator.rbac import Rbac
+from lunaq_operator.references import affected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,6 +160,10 @@ class Context:
         before = conditions.find(old.get("conditions") or [], conditions.READY) or {}
         after = conditions.find(wanted.get("conditions") or [], conditions.READY) or {}
         same = (before.get("status"), before.get("reason")) == (after.get("status"), after.get("reason"))
+        if not same:
+            # The watch stays silent about what the store has from this answer already.
+            for work in affected(kind, written, self.store):
+                self.enqueue(work)
         if after and not same and after["reason"] not in _UNEVENTFUL:
             type_ = events.NORMAL if after["status"] == conditions.TRUE else events.WARNING
             await self.recorder.event(written, type_, after["reason"], after["message"] or after["reason"])

@@ -198,7 +198,7 @@ def _refuse_unready(wanted: Wanted, users: Users, grants: Grants) -> None:
     accounts = users.of(Key(*wanted.consumer.key)).values()
     if not any(read == texts.read for account in accounts for texts in account.permissions.values()):
         text = f"Queue {wanted.queue.id} is not Ready; its status says why"
-        raise NotReady(Reason.QUEUE_NOT_READY, text)
+        raise NotReady(Reason.QUEUE_NOT_READY, text, _SOON)
 
 
 def _seen(

@@ -98,6 +98,9 @@ async def provide(context: Context, wanted: Wanted) -> Provided:
     # Pods that run, or start with credentials that worked, do not depend on the management API.
     if not kept.username or problem.revokes:
         raise problem
+    if problem.reason == Reason.BROKER_NOT_READY:
+        # The operator has just begun and nothing is known to be wrong: no reason to write a status.
+        return Provided(kept.username, problem.again)
     return Provided(kept.username, problem.again, problem)
 
 

@@ -22,6 +22,9 @@ _PATH = re.compile(
     r"/(?:api/v1|apis/(?P<group>[^/]+)/[^/]+)(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
     r"/(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?\Z"
 )
+PATIENCE = 120
+"""Seconds: everything goes through a proxy in Python, and the machine may be busy."""
+
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -57,17 +60,18 @@ def test_the_charts_rights_suffice_and_all_are_used(limited, app, tmp_path):
         app.queue("emails", deletionPolicy="Delete")
         app.allow_consuming()
         app.consumer()
-        wait_for(lambda: app.list("pods"), "a pod")
+        wait_for(lambda: app.list("pods"), "a pod", PATIENCE)
         app.kubectl("delete", "rolebinding", "consume")
         wait_for(
             lambda: "lunaq.dev/policy-checksum" in (app.list("pods")[0]["metadata"].get("annotations") or {}),
             "the pod to be told",
+            PATIENCE,
         )
-        wait_for(lambda: "Available" in app.reasons_told("Queue", "emails"), "an event")
+        wait_for(lambda: "Available" in app.reasons_told("Queue", "emails"), "an event", PATIENCE)
         change_the_access(app)
         make_the_broker_flap(app)
         app.consumer(serviceAccountName="other")
-        wait_for(lambda: app.get("serviceaccount", "worker") is None, "the account to be pruned")
+        wait_for(lambda: app.get("serviceaccount", "worker") is None, "the account to be pruned", PATIENCE)
         app.consumer(
             serviceAccountName="other",
             handler={"sourceFrom": {"configMapKeyRef": {"name": "code", "key": "main.lua"}}},
@@ -90,11 +94,11 @@ def change_the_access(app):
     """Rotate the Consumer's credentials, have it share the Broker's, and give it a user of its own again."""
     before = app.credentials()
     app.kubectl("annotate", "consumer", "worker", "lunaq.dev/rotate=now")
-    wait_for(lambda: app.credentials() != before, "other credentials")
+    wait_for(lambda: app.credentials() != before, "other credentials", PATIENCE)
     app.broker()
-    wait_for(lambda: app.get("secret", "worker.broker") is None, "the Secret to go")
+    wait_for(lambda: app.get("secret", "worker.broker") is None, "the Secret to go", PATIENCE)
     app.own_users()
-    wait_for(lambda: app.get("secret", "worker.broker"), "the Secret to come back")
+    wait_for(lambda: app.get("secret", "worker.broker"), "the Secret to come back", PATIENCE)
 
 
 def make_the_broker_flap(app):

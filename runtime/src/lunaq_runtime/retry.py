@@ -38,6 +38,8 @@ MAX_ERROR_TEXT = 1000
 
 MAX_ERROR_KIND = 100
 
+_MAX_COUNT = 2**31 - 2
+
 MAX_ATTEMPTS = "max_attempts"
 DECODE_ERROR = "decode_error"
 TOO_LARGE = "too_large"
@@ -230,7 +232,10 @@ def _is_brokers(key: str) -> bool:
 
 def _count(properties: Properties, header: str) -> int:
     value = properties.headers.get(header)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        return 0
+    # One more of it must still be a number that a header can hold, whoever wrote it.
+    return min(value, _MAX_COUNT)
 
 
 def _text(text: str, limit: int) -> str:

@@ -107,12 +107,23 @@ for _, name in ipairs({ "string", "table", "math", "coroutine", "os", "utf8" }) 
 end
 _G.errors, _G.channel = S.builtin.errors, S.builtin.channel
 
-local pristine = {} -- the globals of a function, before its modules are granted
+-- Handlers and functions get globals of their own. In Lua's, lupa looks up `debug.traceback` whenever Python
+-- calls a function, on a thread without a hook and outside any protection: nothing of a handler may be there.
+local pristine = {} -- the globals of each, before its modules are granted
 for name, value in next, _G do
   pristine[name] = value
 end
 
-local own = new_environment(_G)
+local function new_globals()
+  local globals = {}
+  for name, value in next, pristine do
+    globals[name] = value
+  end
+  globals._G = globals
+  return globals
+end
+
+local own = new_environment(new_globals())
 S.grant, S.add_library = own.grant, own.add_library
 
 -- Loads libraries in the order given, then the chunk: true, or false and what went wrong.
@@ -128,12 +139,7 @@ end
 
 -- Loads a function of the document (lua/state.py describes it) into globals of its own.
 function S.load_function(spec)
-  local globals = {}
-  for name, value in next, pristine do
-    globals[name] = value
-  end
-  globals._G = globals
-  local environment = new_environment(globals)
+  local environment = new_environment(new_globals())
   for _, name in ipairs(spec.modules) do
     environment.grant(name)
   end

@@ -1,7 +1,7 @@
 -- The small modules: logger, json, env, uuid, security, os, process (lua-api.md section 3).
 local S = ...
 
-local type, next, error, select, tostring, concat = type, next, error, select, tostring, table.concat
+local type, next, error, tostring, concat, pack = type, next, error, tostring, table.concat, table.pack
 local setmetatable, ipairs = setmetatable, ipairs
 local call, host, fail, getinfo = S.call, S.host, S.fail, S.getinfo
 
@@ -77,9 +77,9 @@ end
 S.modules.logger = new_logger("", {})
 
 function print(...)
-  local parts = {}
-  for index = 1, select("#", ...) do
-    parts[index] = tostring((select(index, ...)))
+  local parts = pack(...)
+  for index = 1, parts.n do
+    parts[index] = tostring(parts[index])
   end
   emit("info", concat(parts, " "), "", nil, 3)
 end

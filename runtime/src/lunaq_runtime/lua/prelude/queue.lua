@@ -4,6 +4,7 @@ local S = ...
 
 local type, next, select, tostring, error, setmetatable = type, next, select, tostring, error, setmetatable
 local call, host, request, fail = S.call, S.host, S.request, S.fail
+local MAX_BODY = S.limits.body
 
 local function id_of(value)
   if type(value) == "number" then
@@ -13,9 +14,10 @@ local function id_of(value)
 end
 
 -- Flattens what lua-api.md 1.3 accepts; an unsupported value becomes nil, which Python reports.
+-- Returns why not where they are more than any message may have: what is handed over is copied.
 local function flatten_headers(headers, out, n)
   out[n + 1] = host.OBJECT
-  local at, count = n + 2, 0
+  local at, count, size = n + 2, 0, 0
   n = at
   if type(headers) == "table" then
     for key, value in next, headers do
@@ -27,11 +29,16 @@ local function flatten_headers(headers, out, n)
           out[n + 2] = false
         end
         n, count = n + 2, count + 1
+        size = size + #key + (kind == "string" and #value or 8)
+        if size > MAX_BODY then
+          out[at] = 0
+          return at, "cannot send headers of more than " .. MAX_BODY .. " bytes"
+        end
       end
     end
   end
   out[at] = count
-  return n
+  return n, nil
 end
 
 local queue = {}
@@ -55,7 +62,9 @@ function queue.publish(...)
   if not n then
     out, n = {}, 1
   end
-  n = flatten_headers(headers, out, n)
+  local too_large
+  n, too_large = flatten_headers(headers, out, n)
+  why = why or too_large
   return request("publish", count, id_type, id_text, state, why, S.with_tokens(out, n))
 end
 

@@ -9,6 +9,7 @@ local coroutine, error, type, rawequal, sub = coroutine, error, type, rawequal, 
 local setmetatable = setmetatable
 local raw_create, raw_resume, raw_yield = coroutine.create, coroutine.resume, coroutine.yield
 local raw_close, running, status = coroutine.close, coroutine.running, coroutine.status
+local getinfo = S.getinfo
 local sethook, traceback, clock, seconds, call = S.sethook, S.traceback, os.clock, os.time, S.call
 local interrupted = S.host.interrupted
 
@@ -16,6 +17,7 @@ local TOKEN, REPLY = {}, {}
 -- A single instruction can take milliseconds (texts of megabytes compared), so the hook comes often, and
 -- looks at the clock only every TURNS times, or when a second has passed.
 local COUNT, TURNS = 300, 16
+local DEEP = 10000 -- calls below which no error may be caught
 local PATIENCE = 0.01 -- seconds of CPU time between two questions to Python, which need the GIL
 
 -- S.root: the coroutine that was resumed last from outside, so that of the handler, of a chunk being loaded,
@@ -71,6 +73,9 @@ local function guarded(ok, ...)
       error(END, 0)
     elseif fatal((...)) then
       error((...), 0)
+    elseif getinfo(DEEP, "l") then
+      -- Lua walks the whole stack for each error that is caught: ending this would take too long.
+      error("protected calls at a depth of more than " .. DEEP .. " calls: stack overflow", 0)
     end
   end
   return ok, ...

@@ -183,7 +183,7 @@ class Client:
             with contextlib.suppress(aio_pika.exceptions.AMQPError, OSError, asyncio.TimeoutError):
                 connection = await aio_pika.connect(self._uri, timeout=5)
                 async with connection:
-                    channel = await connection.channel()
+                    channel = await connection.channel(on_return_raises=True)
                     exchange = await channel.get_exchange("work.x", ensure=False)
                     while (missing := wanted - len(self._books.published)) > 0:
                         batch = [self._new(fates or {}) for _ in range(min(missing, 50))]
@@ -208,6 +208,16 @@ class Client:
                             break
                         take(message)
                         await message.ack()
+
+    async def consumed(self) -> bool:
+        """Tell whether the runtime consumes, so that its topology is whole."""
+        with contextlib.suppress(aio_pika.exceptions.AMQPError, OSError):
+            connection = await aio_pika.connect(self._uri, timeout=10)
+            async with connection:
+                channel = await connection.channel()
+                queue = await channel.declare_queue("work", passive=True)
+                return bool(queue.declaration_result.consumer_count)
+        return False
 
     async def ready(self) -> int:
         """Count what is ready in the work queue and waits for a retry."""

@@ -35,13 +35,7 @@ class Stage:
 
     async def up(self) -> None:
         self.runtime.start()
-        await eventually(self.declared, "the runtime to declare its queues", timeout=60)
-
-    async def declared(self) -> bool:
-        with contextlib.suppress(aio_pika.exceptions.AMQPError, OSError):
-            await self.client.ready()
-            return True
-        return False
+        await eventually(self.client.consumed, "the runtime to consume", timeout=60)
 
     async def at_work(self) -> bool:
         return await self.client.ledger() > 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import eventually
 from prove.accounting import CONCURRENCY, PREFETCH, Books, Client, Runtime, new_uri, report, restart, scale
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ async def test_nothing_is_lost_over_kills_of_the_runtime_and_restarts_of_the_bro
     runtime, books = Runtime(uri, tmp_path), Books()
     client = Client(uri, books)
     runtime.start()
-    await _declared(client)
+    await eventually(client.consumed, "the runtime to consume", timeout=60)
     publishing = asyncio.create_task(client.publish(messages, rate=3000, fates=FATES))
     moments = ["kill"] * kills + ["restart"] * restarts
     random.shuffle(moments)
@@ -62,7 +63,7 @@ async def test_nothing_is_lost_or_handled_twice_over_orderly_ends(
     runtime, books = Runtime(uri, tmp_path), Books()
     client = Client(uri, books)
     runtime.start()
-    await _declared(client)
+    await eventually(client.consumed, "the runtime to consume", timeout=60)
     publishing = asyncio.create_task(client.publish(messages, rate=1000, fates=FATES))
     for _ in range(ends):
         await _work_goes_on(client)
@@ -79,24 +80,13 @@ async def test_nothing_is_lost_or_handled_twice_over_orderly_ends(
     assert books.wrongly_dead() == []
 
 
-async def _declared(client: Client) -> None:
-    """Wait until the runtime has declared its queues."""
-    for _ in range(600):
-        try:
-            await client.ready()
-        except Exception:  # noqa: BLE001 - not there yet
-            await asyncio.sleep(0.1)
-        else:
-            return
-    raise AssertionError("the runtime declared nothing within a minute")
-
-
 async def _work_goes_on(client: Client) -> None:
     """Wait until the ledger grows: the runtime is up and at work."""
-    seen = await client.ledger()
-    for _ in range(600):
-        await asyncio.sleep(0.1)
-        if (now := await client.ledger()) > seen:
-            return
-        seen = max(seen, 0) if now < 0 else seen
-    raise AssertionError("the runtime handled nothing for a minute")
+    seen = -1
+
+    async def grows() -> bool:
+        nonlocal seen
+        before, seen = seen, await client.ledger()
+        return 0 <= before < seen
+
+    await eventually(grows, "the runtime to handle something", timeout=90)

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from lunaq_runtime.brokers.amqp.delivery import AmqpDelivery
-from lunaq_runtime.brokers.amqp.settlements import Settlements
+from lunaq_runtime.brokers.amqp.settlements import FRAME_SIZE, Settlements
 from lunaq_runtime.brokers.amqp.tap import guarded
 
 if TYPE_CHECKING:
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from lunaq_runtime.brokers.amqp.frames import Record
     from lunaq_runtime.brokers.amqp.tap import Tap
     from lunaq_runtime.message import Delivery
+
+
+STASH = 32
+"""Settlements of a quorum queue beyond which RabbitMQ keeps further ones back until some are applied."""
+
+LINGER = 1.0
+"""Seconds in which what was kept back is applied too: what is left when the channel closes is forgotten."""
 
 
 class Intake:
@@ -41,6 +48,8 @@ class Intake:
         self._settlements = Settlements(channel, generation)
         self._begun = False
         self._said: asyncio.Future[None] | None = None
+        self._said_at = 0.0
+        self._said_lately = 0
         self.open = True
         tap.consume(channel, self)
         tap.on_change.append(self._flush)
@@ -60,10 +69,17 @@ class Intake:
         self._flush()
 
     async def said(self, seconds: float) -> None:
-        """Wait until the socket has taken all that is settled, at most so long."""
+        """Wait until the socket has taken all that is settled, at most so long, and the broker heeded it.
+
+        RabbitMQ tells nobody when a settlement is applied. After many at once, closing the channel right away
+        would put settled messages of a quorum queue back (seen on 3.10: 12 in 12 closes), hence the wait.
+        """
+        loop = asyncio.get_running_loop()
         if self.open and self._settlements.unsaid:
-            self._said = asyncio.get_running_loop().create_future()
+            self._said = loop.create_future()
             await asyncio.wait([self._said], timeout=seconds)
+        if self.open and self._said_lately > STASH:
+            await asyncio.sleep(self._said_at + LINGER - loop.time())
 
     def leave(self) -> None:
         """Take no more deliveries and write nothing more; the channel is about to be closed."""
@@ -89,6 +105,12 @@ class Intake:
         if self.open and self._begun and self._settlements.unsaid:
             if not self._tap.writable:
                 return
-            self._tap.write(self._settlements.frames())
+            frames = self._settlements.frames()
+            self._tap.write(frames)
+            now = asyncio.get_running_loop().time()
+            if now - self._said_at > LINGER:
+                self._said_lately = 0
+            self._said_at = now
+            self._said_lately += len(frames) // FRAME_SIZE
         if self._said is not None and not self._said.done():
             self._said.set_result(None)

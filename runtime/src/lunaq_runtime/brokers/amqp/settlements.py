@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _SETTLE = Struct(">BHIIQBB").pack  # frame type, channel, size, method, tag, bits, frame end
 _SIZE, _END = 13, 0xCE
+FRAME_SIZE = _SIZE + 8
+"""Bytes that say one thing."""
 _ACK, _NACK = 0x3C0050, 0x3C0078
 _MULTIPLE, _REQUEUE = 1, 2
 

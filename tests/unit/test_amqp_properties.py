@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
@@ -142,6 +142,7 @@ FIELDS = st.recursive(
 )
 
 
+@example([("negative", b"D\x00\x80\x00\x00\x00")])
 @given(st.lists(st.tuples(SHORT.filter(lambda text: len(text.encode()) < 256), FIELDS), max_size=8))
 def test_every_type_of_a_foreign_header_reads_as_by_pamqp(fields: list[tuple[str, bytes]]):
     table = long(b"".join(short(key.encode()) + value for key, value in fields))

@@ -23,7 +23,7 @@ _MOST_NESTING = 32
 _LAST_TIMESTAMP = 253_402_300_799  # the end of the year 9999
 _MILLISECONDS_FROM = 0xFFFFFFFF  # a larger time is in milliseconds, or beyond the year 2106
 _LENGTH = Struct(">I").unpack_from
-_DECIMAL = Struct(">BI").unpack_from
+_DECIMAL = Struct(">Bi").unpack_from
 _FLAGS = Struct(">H").unpack_from
 _TIMESTAMP = Struct(">Q").unpack_from
 

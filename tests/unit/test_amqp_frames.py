@@ -249,6 +249,12 @@ def test_a_method_in_the_middle_of_a_message_is_refused():
         scanner().feed(parts[0] + frame.marshal(commands.Basic.CancelOk("c"), 1))
 
 
+def test_a_whole_delivery_in_the_middle_of_a_message_is_refused():
+    parts = content(1, commands.Basic.Deliver("c", 1, False, "x", "k"), b"x" * 150, 100, "m")
+    with pytest.raises(ScanError, match="middle"):
+        scanner().feed(parts[0] + parts[1] + a_delivery())
+
+
 def test_a_channel_closed_in_the_middle_of_a_message_may_be_used_again():
     parts = content(1, commands.Basic.Deliver("c", 1, False, "x", "k"), b"x" * 150, 100, "m")
     close = frame.marshal(commands.Channel.Close(404, "NOT_FOUND", 0, 0), 1)

@@ -350,6 +350,21 @@ async def test_the_first_message_to_an_exchange_is_told_when_the_connection_dies
     assert [one.body for one in peer.last.publishes] == [b"second", b"third"]
 
 
+async def test_what_waits_for_the_proof_of_an_exchange_is_sent_once_and_in_order(
+    peer: Peer, broker: AmqpBroker
+):
+    answers = Answers(broker)
+    names = [f"{number:02}" for number in range(20)]
+    for name in names:
+        answers.publish(name)
+    first = await peer.has(lambda one: one.publishes, "the first publish")
+    peer.on_publish = confirm
+    confirm(first, first.publishes[0])
+    assert await answers.all(*names) == dict.fromkeys(names)
+    await broker.publish(message(b"last"))
+    assert [one.body.decode() for one in first.publishes] == [*names, "last"]
+
+
 async def test_closing_waits_for_confirms_and_tells_all_that_have_none(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ):
@@ -448,29 +463,35 @@ async def test_a_connection_that_dies_in_the_middle_of_a_message_delivers_only_w
 async def test_a_channel_closed_under_a_batch_is_not_spoken_on_and_consumed_anew(
     peer: Peer, broker: AmqpBroker
 ):
-    subscription, got = await consume(peer, broker)
+    got: list[Delivery] = []
+    settling: list[asyncio.Task[None]] = []
+
+    async def one_in_every_turn(batch: list[Delivery]) -> None:
+        for delivery in batch:
+            subscription.settle(ack=[delivery])
+            await asyncio.sleep(0)
+
+    def arrived(batch: list[Delivery]) -> None:
+        got.extend(batch)
+        settling.append(asyncio.create_task(one_in_every_turn(batch)))
+
+    subscription = await broker.consume("q", prefetch=0, on_deliveries=arrived)
     connection = peer.last
     first = connection.consuming
-    connection.raw(
-        b"".join(connection.delivery(first, b"%d" % number) for number in range(3))
-        + frame.marshal(
-            commands.Channel.Close(406, "PRECONDITION_FAILED - unknown delivery tag", 60, 80), first
-        )
-    )
-    closed = connection.channels[first]
+    text = "PRECONDITION_FAILED - unknown delivery tag"
     connection._closing.add(first)
-    await until(lambda: len(got) == 3, "the deliveries")
-    while connection.channels.get(first) is closed:
-        subscription.settle(ack=got)
-        await asyncio.sleep(0)
+    connection.raw(
+        b"".join(connection.delivery(first, b"%d" % number) for number in range(300))
+        + frame.marshal(commands.Channel.Close(406, text, 60, 80), first)
+    )
+    await until(lambda: len(got) == 300, "the deliveries")
+    await asyncio.gather(*settling)
     assert not subscription.alive(got[0])
     await until(lambda: subscription.active and connection.consuming, "the consumer to come back")
     subscription.settle(ack=got)
     connection.deliver(connection.consuming, b"again")
-    await until(lambda: len(got) == 4, "a delivery")
-    assert got[3].generation == 2
-    subscription.settle(ack=got)
     await until(lambda: connection.settled, "the ack")
+    assert got[300].generation == 2
     assert connection.settled == [("ack", b"again")]
     assert len(peer.connections) == 1
 

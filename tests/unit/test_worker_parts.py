@@ -78,6 +78,29 @@ async def test_calls_behind_stuck_ones_get_threads_and_the_late_ones_retire(step
     assert await stepper.call(lambda: "still here") == "still here"
 
 
+async def test_a_thread_that_retired_takes_over_when_another_is_late():
+    stepper = Stepper(patience=0.2)
+    seen = set()
+
+    def note(release: threading.Event) -> None:
+        seen.add(threading.current_thread())
+        release.wait(60)
+
+    for _ in range(3):
+        release = threading.Event()
+        stuck = stepper.call(lambda release=release: note(release))
+        await asyncio.wait_for(stepper.call(lambda: None), 20)
+        release.set()
+        await stuck
+
+        async def one_left() -> bool:
+            return stepper.threads == 1
+
+        await eventually(one_left, "the late thread to retire")
+    stepper.close()
+    assert len(seen) == 2
+
+
 async def test_the_handlers_time_runs_while_a_request_is_carried_out(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):

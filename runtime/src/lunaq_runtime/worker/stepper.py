@@ -2,8 +2,9 @@
 
 One thread serves everybody; jobs are put in line, and a job that has more to do puts itself in line again. A
 thread that does not come back from one step within `patience` is late: where something waits behind it,
-another thread is started, and the late one retires once it comes back. So there is never more than one
-thread beside those that are stuck.
+another thread takes over, and the late one retires once it comes back. So there is never more than one
+thread at work beside those that are stuck. One that has retired is kept, for a new thread has to be waited
+for on the event loop.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ class Stepper:
         self._collecting = False
         self._lock = threading.Lock()
         self._threads: list[LuaThread] = []
+        self._wanted: queue.SimpleQueue[LuaThread | None] = queue.SimpleQueue()  # wakes the retired one
+        self._retired = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     @property
     def threads(self) -> int:
-        """Count the threads alive."""
+        """Count the threads at work, or ready for it."""
         return len(self._threads)
 
     @property
@@ -95,11 +98,16 @@ class Stepper:
             self._timer = None
         for _ in self._threads:
             self._jobs.put(None)
+        self._wanted.put(None)
 
     def _start_thread(self) -> None:
         thread = LuaThread()
         with self._lock:
             self._threads.append(thread)
+            if self._retired:
+                self._retired = 0
+                self._wanted.put(thread)
+                return
         threading.Thread(target=self._serve, args=(thread,), name="lunaq-lua", daemon=True).start()
 
     def _supervise(self) -> None:
@@ -118,16 +126,22 @@ class Stepper:
         if self.waiting or busy:
             self._timer = self._loop.call_later(self._patience, self._supervise)
 
-    def _serve(self, thread: LuaThread) -> None:
+    def _serve(self, thread: LuaThread | None) -> None:
+        while thread:
+            thread = self._wanted.get() if self._work(thread) else None
+
+    def _work(self, thread: LuaThread) -> bool:
+        """Do what is in line; true where the thread has retired and may be wanted again."""
         while job := self._jobs.get():
             thread.since = time.monotonic()
             job.serve(thread)
             del job
             thread.since = 0.0
             if thread.late and self._retire(thread):
-                return
+                return self._stay()
         with self._lock:
             self._threads.remove(thread)
+        return False
 
     def _retire(self, thread: LuaThread) -> bool:
         with self._lock:
@@ -135,6 +149,14 @@ class Stepper:
                 thread.late = False
                 return False
             self._threads.remove(thread)
+            return True
+
+    def _stay(self) -> bool:
+        """Be the one retired thread that is kept, unless there is one."""
+        with self._lock:
+            if self._retired or self._closed:
+                return False
+            self._retired = 1
             return True
 
     def _hand_back(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -201,8 +201,8 @@ async def test_a_handler_stuck_in_c_is_dead_and_the_process_is_asked_to_end(
 ):
     monkeypatch.setattr("lunaq_runtime.worker.worker.STUCK_GRACE", 0.1)
     run = await stage.start(
-        # Reading a number of millions of digits: each takes a fifth of a second, and no hook in between.
-        'function handle(b) local s = ("1"):rep(2e7) while true do math.floor(s) end end',
+        # A value whose call is a call of itself: seconds in one C function, and no hook in between.
+        "function handle(b) local meta = {} meta.__call = setmetatable({}, meta) meta.__call() end",
         timeout=0.2,
         drain_timeout=0.2,
     )

@@ -38,16 +38,23 @@ missing_packages() {
   done
 }
 
-# Install Debian packages for level $1 without starting any service they bring.
+# Install Debian packages for level $1 without starting any service they bring. One at a time: levels are set
+# up side by side, and dpkg turns a second one away.
 install_packages() {
   local level=$1; shift
   is_debian || die "needs $* as Debian packages, and this is not Debian;" "$(elsewhere "$level")"
+  [ -n "$(missing_packages "$@")" ] || return 0
+  (flock 9 && install_missing "$level" "$@") 9>"$CACHE/.apt.lock"
+}
+
+install_missing() {
+  local level=$1; shift
   local missing; mapfile -t missing < <(missing_packages "$@")
   [ ${#missing[@]} -gt 0 ] || return 0
   [ "$(id -u)" = 0 ] || die "missing: ${missing[*]}. Run: sudo apt-get install ${missing[*]};" "$(elsewhere "$level")"
   say "installing ${missing[*]} (about 1 min, once)"
   local log; log=$(mktemp)
-  if ! { apt-get update -q && without_services apt-get install -qy --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+  if ! { apt-get update -q && without_services apt-get install -qy --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 9>&-; then
     tail -n 30 "$log" >&2; die "apt-get could not install ${missing[*]}: the lines above say why"
   fi
   rm -f "$log"

@@ -29,7 +29,7 @@ format: setup ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-test-unit: setup ## pure logic: no broker, no cluster (seconds)
+test-unit: setup ## pure logic, Lua, the memory broker: no broker, no cluster (some 3 minutes)
 	$(PYTEST) tests/unit -n auto --dist worksteal $(ARGS)
 
 test-broker: setup ## against RabbitMQ 3.10, 4.0 and 4.3 and Qpid Broker-J, started here (needs root)

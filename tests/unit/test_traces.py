@@ -113,6 +113,31 @@ async def test_a_run_and_its_publish_are_spans_of_the_messages_trace(stage: Stag
     assert run.attributes["messaging.message.id"] == "m-1"
 
 
+async def test_publishes_that_overlap_are_a_span_each(stage: Stage) -> None:
+    recorded = Recorded()
+    stage.spans = recorded.spans
+    await stage.start(
+        "function handle() local done = channel.new() for n = 1, 2 do"
+        " coroutine.spawn(function() queue.publish('app:log', {n = n}) done:send(n) end) end"
+        " done:receive() done:receive() end"
+    )
+    await stage.send(headers={"traceparent": PARENT})
+    published = await stage.collected("app:log", 2)
+    sent = await recorded.named("send app:log", 2)
+    carried_on = {f"00-{TRACE}-{span.context.span_id:016x}-01" for span in sent}
+    assert {delivery.properties.headers["traceparent"] for delivery in published} == carried_on
+
+
+async def test_a_refused_publish_is_a_span_with_its_error(stage: Stage) -> None:
+    recorded = Recorded()
+    stage.spans = recorded.spans
+    await stage.start("function handle() queue.publish('app:nowhere', 1) end")
+    await stage.send()
+    (sent,) = await recorded.named("send app:nowhere")
+    assert not sent.status.is_ok
+    assert (sent.attributes or {})["error.type"] == "Internal"
+
+
 async def test_a_failed_run_is_a_span_with_its_error_and_so_is_a_body_that_does_not_decode(
     stage: Stage,
 ) -> None:

@@ -31,6 +31,7 @@ from lunaq_runtime.retry import (
 from lunaq_runtime.worker.gather import gather
 from lunaq_runtime.worker.lane import LOST, Lane
 from lunaq_runtime.worker.pending import Pending
+from lunaq_runtime.worker.requests import answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -229,7 +230,7 @@ class Desk:
             self._look_at(deadline)
         match request:
             case Publish():
-                self._requests.publish_soon(slot.traced(request), pending.answer)
+                self._publish(slot, request, pending.answer)
             case Sleep(seconds=seconds):
                 pending.work = self._loop.call_later(seconds, pending.wake)
             case Settle(ack=True):
@@ -249,7 +250,12 @@ class Desk:
 
     async def _execute_beside(self, slot: Slot, request: Single) -> tuple[Any, ...]:
         """Carry out one of several requests of a handler."""
-        return await self._requests.execute(slot.traced(request) if isinstance(request, Publish) else request)
+        if isinstance(request, Publish):
+            return await answered(partial(self._publish, slot, request))
+        return await self._requests.execute(request)
+
+    def _publish(self, slot: Slot, request: Publish, answer: Callable[[tuple[Any, ...]], None]) -> None:
+        self._requests.publish_soon(*slot.traced(request, answer))
 
     def _ack(self, session: Session, delivery: Delivery) -> tuple[Any, ...]:
         try:

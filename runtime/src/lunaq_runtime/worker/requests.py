@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime import codecs, headers
@@ -72,14 +73,7 @@ class Requests:
                 await asyncio.sleep(seconds)
                 return ()
             case Publish():
-                answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-                def answer(reply: Reply) -> None:
-                    if not answered.done():  # whoever waited may have been cancelled
-                        answered.set_result(reply)
-
-                self.publish_soon(request, answer)
-                return await answered
+                return await answered(partial(self.publish_soon, request))
             case Info(queue_id=queue_id):
                 return await self._info(queue_id)
             case HttpCalls():
@@ -177,6 +171,18 @@ class Requests:
         if not (parsed.namespace and parsed.name):
             raise _refused("queue_not_found", "queue not found")
         return queue_id
+
+
+async def answered(begin: Callable[[Callable[[Reply], None]], None]) -> Reply:
+    """Begin something that answers by a callback, and wait for the answer."""
+    waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def answer(reply: Reply) -> None:
+        if not waiting.done():  # whoever waited may have been cancelled
+            waiting.set_result(reply)
+
+    begin(answer)
+    return await waiting
 
 
 class _Confirm:

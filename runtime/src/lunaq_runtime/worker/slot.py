@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lunaq_runtime.worker.pending import Pending
     from lunaq_runtime.worker.session import Session
 
+    Answer = Callable[[tuple[Any, ...]], None]
+
 logger = logging.getLogger(__name__)
 
 
@@ -126,13 +128,16 @@ class Slot:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(error)
 
-    def traced(self, request: Publish) -> Publish:
-        """Let a publish carry on the trace of the delivery in work, unless the handler set another one."""
+    def traced(self, request: Publish, answer: Answer) -> tuple[Publish, Answer]:
+        """Let a publish carry on the trace of the delivery in work, unless the handler set another one.
+
+        Returns the publish to make, and what to call with its reply.
+        """
         delivery = self.delivery
         if delivery is None or delivery.bare or PARENT in request.headers:
-            return request
+            return request, answer
         headers = carried(delivery.properties.headers)
-        return replace(request, headers=headers | request.headers) if headers else request
+        return (replace(request, headers=headers | request.headers) if headers else request), answer
 
     def release(self, *, state_lost: bool = False) -> None:
         """Be free for another delivery."""

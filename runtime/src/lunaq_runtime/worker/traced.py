@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.spans import Spans
     from lunaq_runtime.worker.session import Session
-    from lunaq_runtime.worker.slot import State
+    from lunaq_runtime.worker.slot import Answer, State
 
 
 class TracedSlot(Slot):
@@ -32,26 +32,26 @@ class TracedSlot(Slot):
         self._queue_id = str(consumer.queue)
         self._consumer_id = str(consumer.id)
         self._run: Span | None = None
-        self._publish: Span | None = None
 
     def start(self, session: Session, delivery: Delivery, now: float) -> Request | Finished | Poison:
         self._run = self._spans.process(delivery, self._queue_id, self._consumer_id)
         return self._seen(super().start(session, delivery, now))
 
     def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished:
-        if self._publish:
-            error = reply if isinstance(reply, HandlerError) else next(iter(reply[1:]), None)
-            self._end(self._publish, error)
-            self._publish = None
         outcome = super().resume(reply)
         self._seen(outcome)
         return outcome
 
-    def traced(self, request: Publish) -> Publish:
+    def traced(self, request: Publish, answer: Answer) -> tuple[Publish, Answer]:
         if self._run is None:
-            return request
-        self._publish, headers = self._spans.publish(self._run, request.queue_id)
-        return replace(request, headers=headers | request.headers)
+            return request, answer
+        span, headers = self._spans.publish(self._run, request.queue_id)
+
+        def ended(reply: tuple[Any, ...]) -> None:
+            self._end(span, next(iter(reply[1:]), None))
+            answer(reply)
+
+        return replace(request, headers=headers | request.headers), ended
 
     def _seen(self, outcome: Request | Finished | Poison) -> Request | Finished | Poison:
         if self._run and isinstance(outcome, (Finished, Poison)):

@@ -149,12 +149,7 @@ async def _keep_finalizer(context: Context, key: Key, obj: Obj, broker: Broker) 
     if present and not wanted and out_of_reach:
         note = "the broker users of its Consumers stay there: spec.management is gone"
         await context.recorder.event(obj, events.WARNING, "UsersKept", note)
-    written = await context.kube.set_finalizer(kinds.BROKERS, obj, names.FINALIZER, present=wanted)
-    if written is None:
-        raise NotReady(Reason.DELETING, "gone meanwhile")
-    if written is not obj:
-        context.store[kinds.BROKERS].put(written)
-    return written
+    return await context.keep_finalizer(kinds.BROKERS, obj, present=wanted)
 
 
 async def _look_at_users(context: Context, key: Key, obj: Obj, broker: Broker, target: Target) -> None:

@@ -6,17 +6,17 @@ the one may bind the other, and a binding outlives its user (design.md section 3
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lunaq_runtime import ids
-from lunaq_runtime.brokers.base import BrokerError
+from lunaq_runtime.brokers.base import queue_exists
 
 if TYPE_CHECKING:
     from lunaq_operator.broker_users import Grants
     from lunaq_operator.reconcile.context import Context
     from lunaq_operator.reconcile.managements import Users
     from lunaq_operator.store import Key
-    from lunaq_runtime.brokers.base import Broker
 
 
 async def find(context: Context, broker: Key, users: Users, grants: Grants) -> str:
@@ -34,22 +34,11 @@ async def find(context: Context, broker: Key, users: Users, grants: Grants) -> s
     for kind, name in wishes:
         if (kind, name) in users.checked:
             continue
-        if await _exists(pooled.broker, kind, name):
+        exists = pooled.broker.exchange_exists if kind == "exchange" else partial(queue_exists, pooled.broker)
+        if await exists(name):
             return (
                 f"the broker has an exchange and a queue named {name}, and its permissions go by name alone; "
                 "rename or delete one of them, or set the Broker's access to Shared"
             )
         users.checked.add((kind, name))
     return ""
-
-
-async def _exists(broker: Broker, kind: str, name: str) -> bool:
-    if kind == "exchange":
-        return await broker.exchange_exists(name)
-    try:
-        await broker.queue_info(name)
-    except BrokerError as error:
-        if error.reason != "queue_not_found":
-            raise
-        return False
-    return True

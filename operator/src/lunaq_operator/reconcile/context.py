@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from lunaq_operator import conditions, events, kinds
+from lunaq_operator import conditions, events, kinds, names
 from lunaq_operator.conditions import Reason
 from lunaq_operator.rbac import Rbac
 from lunaq_operator.references import affected
@@ -143,6 +143,15 @@ class Context:
             obj["metadata"].get("generation") or 0,
             self.timestamp(),
         )
+
+    async def keep_finalizer(self, kind: Kind, obj: Obj, *, present: bool) -> Obj:
+        """Have our finalizer exactly where it is `present`; returns the object as it is now, or NotReady."""
+        written = await self.kube.set_finalizer(kind, obj, names.FINALIZER, present=present)
+        if written is None:
+            raise NotReady(Reason.DELETING, "gone meanwhile")
+        if written is not obj:
+            self.store[kind].put(written)
+        return written
 
     async def write_status(self, kind: Kind, obj: Obj, wanted: dict[str, Any]) -> None:
         """Bring the status to `wanted`, which is all of it; nothing is written where it is so already."""

@@ -6,13 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lunaq_operator import compile as compiler
-from lunaq_operator import conditions, events, kinds, names
+from lunaq_operator import conditions, events, kinds
 from lunaq_operator.conditions import Reason
 from lunaq_operator.reconcile import cleanup, resolve
 from lunaq_operator.reconcile.context import Declared, NotReady, Wait
 from lunaq_operator.store import Key
 from lunaq_runtime import ids, topology
-from lunaq_runtime.brokers.base import BrokerError
+from lunaq_runtime.brokers.base import BrokerError, queue_exists
 
 if TYPE_CHECKING:
     from lunaq_operator.reconcile.context import Context
@@ -60,12 +60,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
 async def _keep_finalizer(context: Context, obj: Obj, queue: Queue) -> Obj:
     """Have our finalizer exactly where the policy is Delete, before anything is declared."""
     wanted = queue.deletion_policy == "Delete" and not queue.observed
-    written = await context.kube.set_finalizer(kinds.QUEUES, obj, names.FINALIZER, present=wanted)
-    if written is None:
-        raise NotReady(Reason.DELETING, "gone meanwhile")
-    if written is not obj:
-        context.store[kinds.QUEUES].put(written)
-    return written
+    return await context.keep_finalizer(kinds.QUEUES, obj, present=wanted)
 
 
 async def _bring_about(context: Context, key: Key, obj: Obj, queue: Queue) -> dict[str, Any]:
@@ -138,20 +133,10 @@ async def _missing(
     exchanges = [exchange.name for exchange in declared.topology.exchanges] if due else []
     queues = [queue.name for queue in declared.topology.queues if due or queue.name in always]
     missing = [f"exchange {name}" for name in exchanges if not await broker.exchange_exists(name)]
-    missing += [f"queue {name}" for name in queues if not await _exists(broker, name)]
+    missing += [f"queue {name}" for name in queues if not await queue_exists(broker, name)]
     if due:
         declared.looked = time.monotonic()
     return missing
-
-
-async def _exists(broker: Broker, queue: str) -> bool:
-    try:
-        await broker.queue_info(queue)
-    except BrokerError as error:
-        if error.reason != "queue_not_found":
-            raise
-        return False
-    return True
 
 
 def _explain(error: BrokerError, queue: Queue, again: float) -> NotReady:

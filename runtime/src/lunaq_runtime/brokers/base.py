@@ -141,3 +141,14 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Await outstanding confirms for a moment, then close channels and connection."""
+
+
+async def queue_exists(broker: Broker, name: str) -> bool:
+    """Ask by `queue_info`; BrokerError for anything but a queue that is not there."""
+    try:
+        await broker.queue_info(name)
+    except BrokerError as error:
+        if error.reason != "queue_not_found":
+            raise
+        return False
+    return True

@@ -160,6 +160,17 @@ class App:
         self.role(name, verbs=("publish",), names=queues)
         self.bind(name, account=account)
 
+    def start_with_own_user(self, **consumer) -> None:
+        """Apply a Consumer with a user of its own that may consume from emails and publish to sent."""
+        self.secret()
+        self.own_users()
+        self.queue("emails")
+        self.queue("sent")
+        self.allow_consuming()
+        self.allow_publishing("sent")
+        self.consumer(**consumer)
+        self.wait_reason("consumer", "worker", "Progressing")
+
     # What it sees.
 
     def get(self, kind, name):

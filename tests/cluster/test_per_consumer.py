@@ -15,14 +15,7 @@ READ = r"^(?:app:emails)\z"
 @pytest.fixture
 def running(app):
     """A Consumer with a user of its own that may consume from emails and publish to sent."""
-    app.secret()
-    app.own_users()
-    app.queue("emails")
-    app.queue("sent")
-    app.allow_consuming()
-    app.allow_publishing("sent")
-    app.consumer()
-    app.wait_reason("consumer", "worker", "Progressing")
+    app.start_with_own_user()
     return app
 
 

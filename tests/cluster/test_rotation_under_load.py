@@ -78,14 +78,7 @@ class Pod:
 
 
 async def test_rotations_under_load_lose_and_repeat_no_message(app, tmp_path):
-    app.secret()
-    app.own_users()
-    app.queue("emails")
-    app.queue("sent")
-    app.allow_consuming()
-    app.allow_publishing("sent")
-    app.consumer(source=HANDLER.format(namespace=app.namespace))
-    app.wait_reason("consumer", "worker", "Progressing")
+    app.start_with_own_user(source=HANDLER.format(namespace=app.namespace))
     client = AmqpBroker(app.rabbitmq.uri(app.vhost))
     await client.connect()
     seen = []

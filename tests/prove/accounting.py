@@ -25,6 +25,7 @@ import yaml
 
 from harness.processes import Process
 from harness.toolchain import ROOT
+from harness.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -281,6 +282,47 @@ class Client:
     def _take_dead(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
         self._books.dead[json.loads(message.body)["id"]] += 1
         self._books.reasons[str(message.headers.get("x_dead_letter_reason"))] += 1
+
+
+class Stage:
+    """A runtime at work on a broker, and the books of what it does."""
+
+    def __init__(self, rabbitmq: RabbitMQ, folder: Path) -> None:
+        self.rabbitmq = rabbitmq
+        self.uri = new_uri(rabbitmq)
+        self.books = Books()
+        self.client = Client(self.uri, self.books)
+        self.runtime = Runtime(self.uri, folder)
+
+    async def up(self) -> None:
+        self.runtime.start()
+        await eventually(self.client.consumed, "the runtime to consume", timeout=60)
+
+    async def at_work(self) -> bool:
+        return await self.client.ledger() > 0
+
+    async def goes_on(self) -> None:
+        """Wait until the ledger grows: the runtime is up and at work."""
+        seen = -1
+
+        async def grows() -> bool:
+            nonlocal seen
+            before, seen = seen, await self.client.ledger()
+            return 0 <= before < seen
+
+        await eventually(grows, "the runtime to handle something", timeout=90)
+
+    async def end(self) -> None:
+        """Wait until everything is accounted for, or time is up; the books are complete then."""
+        await self.client.settled()
+        await self.runtime.terminate()
+        await self.client.read()
+
+    async def all_in(self) -> None:
+        """Wait until everything is accounted for, and check that nothing is lost or wrongly dead."""
+        await self.end()
+        assert self.books.lost() == []
+        assert self.books.wrongly_dead() == []
 
 
 async def restart(rabbitmq: RabbitMQ) -> None:

@@ -13,7 +13,7 @@ from harness.processes import free_port
 from harness.rabbitmq import RabbitMQ
 from harness.sandbox import Sandbox
 from harness.waiting import eventually
-from prove.accounting import PREFETCH, Books, Client, Runtime, new_uri, report, restart, scale
+from prove.accounting import PREFETCH, Runtime, Stage, report, restart, scale
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,32 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(900)
 MESSAGES = max(int(2000 * scale()), 200)
-
-
-class Stage:
-    """A runtime at work on a broker, and the books of what it does."""
-
-    def __init__(self, rabbitmq: RabbitMQ, folder: Path) -> None:
-        self.rabbitmq = rabbitmq
-        self.uri = new_uri(rabbitmq)
-        self.books = Books()
-        self.client = Client(self.uri, self.books)
-        self.runtime = Runtime(self.uri, folder)
-
-    async def up(self) -> None:
-        self.runtime.start()
-        await eventually(self.client.consumed, "the runtime to consume", timeout=60)
-
-    async def at_work(self) -> bool:
-        return await self.client.ledger() > 0
-
-    async def all_in(self) -> None:
-        """Wait until everything is accounted for, and check that nothing is lost or wrongly dead."""
-        await self.client.settled()
-        await self.runtime.terminate()
-        await self.client.read()
-        assert self.books.lost() == []
-        assert self.books.wrongly_dead() == []
 
 
 @pytest.fixture(name="stage")

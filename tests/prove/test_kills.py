@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.waiting import eventually
-from prove.accounting import CONCURRENCY, PREFETCH, Books, Client, Runtime, new_uri, report, restart, scale
+from prove.accounting import CONCURRENCY, PREFETCH, Stage, report, restart, scale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,16 +23,14 @@ async def test_nothing_is_lost_over_kills_of_the_runtime_and_restarts_of_the_bro
     restartable_rabbitmq: RabbitMQ, tmp_path: Path
 ) -> None:
     messages, kills, restarts = int(100_000 * scale()), max(int(50 * scale()), 2), max(int(10 * scale()), 1)
-    uri = new_uri(restartable_rabbitmq)
-    runtime, books = Runtime(uri, tmp_path), Books()
-    client = Client(uri, books)
-    runtime.start()
-    await eventually(client.consumed, "the runtime to consume", timeout=60)
-    publishing = asyncio.create_task(client.publish(messages, rate=3000, fates=FATES))
+    stage = Stage(restartable_rabbitmq, tmp_path)
+    runtime, books = stage.runtime, stage.books
+    await stage.up()
+    publishing = asyncio.create_task(stage.client.publish(messages, rate=3000, fates=FATES))
     moments = ["kill"] * kills + ["restart"] * restarts
     random.shuffle(moments)
     for moment in moments:
-        await _work_goes_on(client)
+        await stage.goes_on()
         await asyncio.sleep(random.uniform(0.5, 2.5))
         if moment == "kill":
             runtime.kill()
@@ -41,9 +38,7 @@ async def test_nothing_is_lost_over_kills_of_the_runtime_and_restarts_of_the_bro
         else:
             await restart(restartable_rabbitmq)
     await publishing
-    await client.settled()
-    await runtime.terminate()
-    await client.read()
+    await stage.end()
     interruptions = kills + restarts
     report(
         "kills",
@@ -59,34 +54,18 @@ async def test_nothing_is_lost_or_handled_twice_over_orderly_ends(
     restartable_rabbitmq: RabbitMQ, tmp_path: Path
 ) -> None:
     messages, ends = int(50_000 * scale()), max(int(50 * scale()), 2)
-    uri = new_uri(restartable_rabbitmq)
-    runtime, books = Runtime(uri, tmp_path), Books()
-    client = Client(uri, books)
-    runtime.start()
-    await eventually(client.consumed, "the runtime to consume", timeout=60)
-    publishing = asyncio.create_task(client.publish(messages, rate=1000, fates=FATES))
+    stage = Stage(restartable_rabbitmq, tmp_path)
+    runtime, books = stage.runtime, stage.books
+    await stage.up()
+    publishing = asyncio.create_task(stage.client.publish(messages, rate=1000, fates=FATES))
     for _ in range(ends):
-        await _work_goes_on(client)
+        await stage.goes_on()
         await asyncio.sleep(random.uniform(0.2, 1.0))
         await runtime.terminate()
         runtime.start()
     await publishing
-    await client.settled()
-    await runtime.terminate()
-    await client.read()
+    await stage.end()
     report("drains", f"{ends} SIGTERMs: {books.text()}")
     assert books.lost() == []
     assert books.repeated() == []
     assert books.wrongly_dead() == []
-
-
-async def _work_goes_on(client: Client) -> None:
-    """Wait until the ledger grows: the runtime is up and at work."""
-    seen = -1
-
-    async def grows() -> bool:
-        nonlocal seen
-        before, seen = seen, await client.ledger()
-        return 0 <= before < seen
-
-    await eventually(grows, "the runtime to handle something", timeout=90)

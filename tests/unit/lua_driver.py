@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lunaq_runtime.entries.model import Handler
+from lunaq_runtime.entries.model import Consumer, Handler
+from lunaq_runtime.entries.parse import parse
 from lunaq_runtime.lua.requests import Finished
 from lunaq_runtime.lua.state import Identity, LuaState, MessageContext
 
@@ -91,3 +92,24 @@ def printed_by(source: str, body: Any = None, **given: Any) -> list[str]:
     finished = run(source, body, **given)
     assert finished.finished.error is None, finished.finished.error
     return finished.printed
+
+
+def consumer_of(*entries: dict[str, Any], **consumer: Any) -> Consumer:
+    """Parse a document of one consumer, with more fields and more entries, and give the consumer."""
+    document = parse(
+        {
+            "entries": [
+                {"kind": "queue.driver.memory", "name": "memory"},
+                {"kind": "queue.queue", "name": "work"},
+                {
+                    "kind": "queue.consumer",
+                    "name": "worker",
+                    "queue": "work",
+                    "source": "return print",
+                    **consumer,
+                },
+                *entries,
+            ]
+        }
+    )
+    return document.consumers.popitem()[1]

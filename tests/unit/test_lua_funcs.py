@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from lua_concurrent import Stage, done, failure, publishes, stage
-from lua_driver import FakeHost, load, run
+from lua_driver import FakeHost, consumer_of, load, run
 
 from lunaq_runtime.entries.model import Function
-from lunaq_runtime.entries.parse import parse
 from lunaq_runtime.lua.requests import Finished
 
 
@@ -613,27 +610,8 @@ def test_payloads_come_from_futures_only():
 # The document ---------------------------------------------------------------------------------------------
 
 
-def document(*entries: dict[str, Any], **consumer: Any) -> Any:
-    return parse(
-        {
-            "entries": [
-                {"kind": "queue.driver.memory", "name": "memory"},
-                {"kind": "queue.queue", "name": "work"},
-                {
-                    "kind": "queue.consumer",
-                    "name": "worker",
-                    "queue": "work",
-                    "source": "return print",
-                    **consumer,
-                },
-                *entries,
-            ]
-        }
-    ).consumers.popitem()[1]
-
-
 def test_functions_and_libraries_of_the_document_can_be_called():
-    handler = document(
+    handler = consumer_of(
         {"kind": "function.lua", "name": "f", "source": "return 1", "method": "go", "modules": ["json"]},
         {"kind": "function.lua", "name": "g", "source": "return 2", "imports": {"l": "helper"}},
         {"kind": "library.lua", "name": "helper", "source": "return 3"},

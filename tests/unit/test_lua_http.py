@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from lua_driver import IDENTITY, FakeHost, printed_by
+from lua_driver import IDENTITY, FakeHost, consumer_of, printed_by
 
 from lunaq_runtime.brokers.memory import MemoryBroker
 from lunaq_runtime.entries.model import Handler
-from lunaq_runtime.entries.parse import EntriesError, parse
+from lunaq_runtime.entries.parse import EntriesError
 from lunaq_runtime.ids import Id
 from lunaq_runtime.lua.errors import HandlerError
 from lunaq_runtime.lua.requests import Finished
@@ -472,26 +472,12 @@ def test_outside_a_handler_there_is_no_network():
 
 
 def test_the_private_ranges_are_configured_on_the_consumer():
-    def document(ranges: list[str]) -> Any:
-        return parse(
-            {
-                "entries": [
-                    {"kind": "queue.driver.memory", "name": "memory"},
-                    {"kind": "queue.queue", "name": "work"},
-                    {
-                        "kind": "queue.consumer",
-                        "name": "worker",
-                        "queue": "work",
-                        "source": "return print",
-                        "lunaq": {"httpClient": {"privateRanges": ranges}},
-                    },
-                ]
-            }
-        )
+    def configured(*ranges: str) -> Any:
+        return consumer_of(lunaq={"httpClient": {"privateRanges": list(ranges)}}).handler.private_ranges
 
-    assert document(["10.0.0.0/8"]).consumers[Id("app", "worker")].handler.private_ranges == ("10.0.0.0/8",)
+    assert configured("10.0.0.0/8") == ("10.0.0.0/8",)
     with pytest.raises(EntriesError, match=r"privateRanges.*such as"):
-        document(["10.0.0.0/99"])
+        configured("10.0.0.0/99")
 
 
 def test_an_error_shows_nothing_of_python():

@@ -14,28 +14,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from harness.waiting import eventually
 from harness.worker_stage import Stage
-from lunaq_runtime.brokers.memory import MemoryBroker
-from lunaq_runtime.brokers.memory.server import MemoryServer
+from lunaq_runtime.brokers.memory import MemoryBroker, MemoryServer
 from lunaq_runtime.spans import Spans, open_spans
 from lunaq_runtime.trace_context import carried
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from opentelemetry.sdk.trace import ReadableSpan
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 RELAYS = "function handle(body) log(body) end"
-
-
-@pytest.fixture(name="stage")
-async def _stage() -> AsyncIterator[Stage]:
-    server = MemoryServer()
-    stage = Stage(lambda: MemoryBroker(server))
-    await stage.open()
-    yield stage
-    await stage.close()
 
 
 @pytest.mark.parametrize(

@@ -7,26 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.worker_stage import Running, Stage
-from lunaq_runtime.brokers.memory import MemoryBroker, MemoryServer
 from lunaq_runtime.entries.model import Retry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
+    from harness.worker_stage import Running, Stage
     from lunaq_runtime.message import Outgoing
 
 ONCE = Retry(max_attempts=1, delays_ms=(20,))
-
-
-@pytest.fixture
-async def stage() -> AsyncIterator[Stage]:
-    """A stage on a memory broker of the test's own."""
-    server = MemoryServer()
-    stage = Stage(lambda: MemoryBroker(server))
-    await stage.open()
-    yield stage
-    await stage.close()
 
 
 class SlowRequests:

@@ -12,7 +12,7 @@ import pytest
 from harness.waiting import eventually
 from harness.worker_stage import CONSUMER, Stage
 from lunaq_runtime.brokers.base import BrokerError
-from lunaq_runtime.brokers.memory import MemoryBroker, MemoryServer
+from lunaq_runtime.brokers.memory import MemoryBroker
 from lunaq_runtime.entries.model import Queue, Retry
 from lunaq_runtime.ids import Id
 from lunaq_runtime.limits import MAX_BODY
@@ -30,16 +30,6 @@ if TYPE_CHECKING:
 
 BROKER = Id("app", "broker")
 ONCE = Retry(max_attempts=1, delays_ms=(20,))
-
-
-@pytest.fixture
-async def stage() -> AsyncIterator[Stage]:
-    """A stage on a memory broker of the test's own."""
-    server = MemoryServer()
-    stage = Stage(lambda: MemoryBroker(server))
-    await stage.open()
-    yield stage
-    await stage.close()
 
 
 @pytest.fixture

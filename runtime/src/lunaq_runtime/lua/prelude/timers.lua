@@ -20,13 +20,20 @@ local function duration(value)
   return ns, why
 end
 
-function time.after(value)
-  local ns, why = duration(value)
-  if not ns then
-    return fail(why)
+-- A function of a duration: `make` is given its nanoseconds.
+local function lasting(make)
+  return function(value)
+    local ns, why = duration(value)
+    if not ns then
+      return fail(why)
+    end
+    return make(ns)
   end
-  return (S.new_timer(ns)), nil
 end
+
+time.after = lasting(function(ns)
+  return (S.new_timer(ns)), nil
+end)
 
 local timers = setmetatable({}, { __mode = "k" }) -- timer or ticker -> {channel, state}
 
@@ -74,18 +81,8 @@ function ticker_methods.stop(object)
   S.set_timer(ticker_of(object, "stop").state)
 end
 
-function time.timer(value)
-  local ns, why = duration(value)
-  if not ns then
-    return fail(why)
-  end
-  return new_timer(ns)
-end
+time.timer = lasting(new_timer)
 
-function time.ticker(value)
-  local ns, why = duration(value)
-  if not ns then
-    return fail(why)
-  end
+time.ticker = lasting(function(ns)
   return new_ticker(ns, ns)
-end
+end)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from lunaq_operator import names
 from lunaq_runtime import ids
 from lunaq_runtime import policy as policies
 
@@ -32,9 +33,6 @@ NOTHING = "^$"
 
 _CLOSING = NOTHING + "(?#closing)"
 """Matches the same; to us: connections from before, under wider permissions, are still to be closed."""
-
-_LABEL = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-"""Any name of a namespace, Queue or Consumer, and nothing else."""
 
 _SPECIAL = frozenset(".^$*+?()[]{}|\\")
 _ANY = "*"
@@ -149,13 +147,10 @@ class Grants:
 
     def _writes(self, exchange: str) -> bool:
         queue_id = exchange.removesuffix(ids.exchange_name(""))
-        labels = queue_id != exchange and _ID.match(queue_id)
+        labels = queue_id != exchange and names.QUEUE_ID.match(queue_id)
         return exchange in self.exchanges or bool(
             labels and any(policies.matches(pattern, queue_id) for pattern in self.patterns)
         )
-
-
-_ID = re.compile(rf"{_LABEL}:{_LABEL}\Z")
 
 
 def grants(
@@ -209,7 +204,7 @@ def _write_text(exchanges: tuple[str, ...], patterns: tuple[str, ...]) -> str:
         for namespace, names in sorted(by_namespace.items())
     ]
     for pattern in patterns:
-        parts = (_LABEL if part == _ANY else escape(part) for part in pattern.split(":", 1))
+        parts = (names.LABEL_TEXT if part == _ANY else escape(part) for part in pattern.split(":", 1))
         alternatives.append(":".join(parts) + suffix)
     return _anchored(alternatives)
 

@@ -6,12 +6,11 @@ looks: `reconcile.denials` asks the pods, and everything they say is taken as co
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from lunaq_operator import explain
+from lunaq_operator import explain, names
 from lunaq_runtime import policy
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ METRIC = "lunaq_permission_denied_total"
 Right = tuple[str, str]
 """An action of `lunaq_runtime.policy`, and a queue ID; empty for the right to publish at all."""
 
-_QUEUE_ID = re.compile(r"([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?):([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)\Z")
 _MOST = 50
 _SHOWN = 3
 
@@ -48,7 +46,7 @@ def _right(labels: Mapping[str, str]) -> Right | None:
     if action == policy.PUBLISH:
         return action, ""
     if action == policy.PUBLISH_TO:
-        return action, resource if _QUEUE_ID.match(resource) else ""
+        return action, resource if names.QUEUE_ID.match(resource) else ""
     return None
 
 
@@ -83,5 +81,5 @@ def _command(account: Account, consumer: str, right: Right) -> str:
     action, queue = right
     if action == policy.PUBLISH:
         return explain.grant_publish(account, consumer)
-    found = _QUEUE_ID.match(queue)
+    found = names.QUEUE_ID.match(queue)
     return explain.grant_queue(account, "publish", found[1], found[2]) if found else ""

@@ -6,6 +6,8 @@ never be the name of another Consumer's object (design.md section 2).
 
 from __future__ import annotations
 
+import re
+
 GROUP = "lunaq.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -15,6 +17,12 @@ QUEUE = "Queue"
 CONSUMER = "Consumer"
 KINDS = (BROKER, QUEUE, CONSUMER)
 PLURALS = {BROKER: "brokers", QUEUE: "queues", CONSUMER: "consumers"}
+
+LABEL_TEXT = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+"""A DNS label as a regular expression: any name of a namespace, Queue or Consumer, and nothing else."""
+
+QUEUE_ID = re.compile(rf"({LABEL_TEXT}):({LABEL_TEXT})\Z")
+"""A queue ID; its groups are namespace and name."""
 
 FIELD_MANAGER = "lunaq-operator"
 """The manager of every server-side apply, and the component of every Event."""

@@ -206,3 +206,28 @@ async def test_a_defect_costs_one_delivery_and_the_state_it_ran_in(stepper: Step
     await rig.until(lambda: len(rig.done) == 2 and bool(rig.outcomes), "all")
     assert isinstance(rig.outcomes[0][3], ValueError)
     assert rig.slots[0].lost == 1
+
+
+async def test_a_slot_whose_reply_came_starts_the_next_delivery_itself(stepper: Stepper):
+    started: list[tuple[str, bytes]] = []
+
+    def named(name: str) -> Callable[[bytes], Any]:
+        def behave(body: bytes) -> Any:
+            started.append((name, body))
+            return SUCCEEDED if body == b"reply" else Sleep(1)
+
+        return behave
+
+    rig = Rig(stepper, FakeSession(b"0", b"1"), named("first"), named("second"))
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.outcomes) == 2, "both to wait")
+    rig.session.unstarted.extend(FakeSession(b"2", b"3").unstarted)
+    for slot in rig.slots:
+        rig.lane.resume(slot, b"reply")  # type: ignore[arg-type]
+    await rig.until(lambda: len(started) == 6, "the next two")
+    assert started[2:] == [
+        ("first", b"reply"),
+        ("first", b"2"),
+        ("second", b"reply"),
+        ("second", b"3"),
+    ]

@@ -42,6 +42,9 @@ FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 30.0
 STUCK_GRACE = 5.0
 """Seconds beyond its time after which a handler is taken to be stuck where no Lua hook reaches it."""
+LOADED_AT_START = 10
+"""Slots that load the handler before the first message. The others do it when they are needed, which takes
+milliseconds: where messages come faster, each would find all loaded slots busy and load one more."""
 INTERRUPT_GRACE = 2.0
 """Seconds that interrupted handlers get to come back, and confirms to arrive, at the drain deadline."""
 
@@ -123,7 +126,8 @@ class Worker:
 
     async def start(self) -> None:
         """Load the handler and start consuming in the background; HandlerLoadError says what is wrong."""
-        await self._stepper.call(self._slots[0].load)
+        for slot in self._slots[:LOADED_AT_START]:
+            await self._stepper.call(slot.load)
         if self.consumer.prefetch < self.consumer.concurrency and not self.consumer.auto_ack:
             logger.warning(
                 "%s: prefetch %d is below concurrency %d: the surplus slots stay idle",

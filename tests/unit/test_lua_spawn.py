@@ -447,3 +447,45 @@ def test_a_printed_record_of_a_spawned_coroutine_belongs_to_the_message():
     invocation = state.start(MessageContext("id-9"), None)
     assert isinstance(invocation.step(), Sleep)
     assert host.records[0][2]["message_id"] == "id-9"
+
+
+# What requests take while they are carried out -------------------------------------------------------------
+
+MEBIBYTE = 1024 * 1024
+PUBLISHES_AT_ONCE = """
+    local text = ("x"):rep(1024 * 1024)
+    for _ = 1, body do
+      coroutine.spawn(function() queue.publish("app:q", text) end)
+    end
+    time.sleep("2s")
+    print("done")
+"""
+
+
+def test_what_is_being_published_counts_for_the_memory_limit_of_its_handler():
+    finished = stage(PUBLISHES_AT_ONCE, memory_limit=8 * MEBIBYTE).run(20)
+    assert finished.error is not None
+    assert "memory limit" in finished.error.text
+    assert finished.state_lost
+
+
+def test_endless_requests_without_a_body_meet_the_memory_limit_too():
+    endless = 'for _ = 1, 5000 do coroutine.spawn(function() queue.info("app:q") end) end time.sleep("2s")'
+    error = stage(endless, memory_limit=16 * MEBIBYTE).run().error
+    assert error is not None
+    assert "memory limit" in error.text
+
+
+def test_what_has_been_published_counts_no_more():
+    running = stage(PUBLISHES_AT_ONCE, memory_limit=8 * MEBIBYTE)
+    for _ in range(4):
+        assert running.run(4) == Finished()
+    assert running.printed == ["done"] * 4
+
+
+def test_what_was_still_being_published_at_a_handlers_end_counts_no_more():
+    source = PUBLISHES_AT_ONCE.replace('"2s"', '"1ms"')
+    running = stage(source, memory_limit=8 * MEBIBYTE)
+    for _ in range(4):
+        assert running.run(4) == Finished()
+    assert running.printed == ["done"] * 4

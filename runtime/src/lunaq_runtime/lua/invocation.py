@@ -28,6 +28,7 @@ from lunaq_runtime.lua.requests import (
     Sleep,
     Streams,
     Wait,
+    weight_of,
 )
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ class Invocation:
                 continue
             # Settling comes to its end before the handler can: nobody else would do it then.
             if beside and not isinstance(answer, Settle):
-                outcome = self._state.lua_pending(self._put(answer))
+                tag = self._put(answer)
+                self._make_room(())
+                outcome = self._state.lua_pending(tag)
                 continue
             self._asked = answer
             return answer
@@ -171,7 +174,7 @@ class Invocation:
         if not isinstance(asked, Wait):
             return self._resume(True, *self._to_lua(asked, reply))
         for tag, each in reply:
-            request = asked.outstanding.asked.pop(tag, None)
+            request = self._take_away(asked.outstanding, tag)
             if request is not None:
                 values = self._to_lua(request, each)
                 self._make_room(tuple(values))
@@ -185,7 +188,15 @@ class Invocation:
         outstanding = self._outstanding
         outstanding.tag = tag = outstanding.tag + 1
         outstanding.new[tag] = outstanding.asked[tag] = request
+        # What it takes is Python's: a handler that spawns without end is to meet its own memory limit.
+        outstanding.weights[tag] = weight = weight_of(request)
+        self._state.memory.lower(weight)
         return tag
+
+    def _take_away(self, outstanding: Outstanding, tag: int) -> Single | None:
+        """Forget a request that is answered, or that nobody waits for; None if it was forgotten before."""
+        self._state.memory.lower(-outstanding.weights.pop(tag, 0))
+        return outstanding.asked.pop(tag, None)
 
     def _wait(self, nanoseconds: int | None = None) -> Request:
         """Ask for a wait; without an outstanding request it is just a sleep."""
@@ -193,7 +204,7 @@ class Invocation:
         outstanding, dropped = self._outstanding, self._state.callbacks.dropped
         if outstanding is not None:
             for tag in dropped:
-                outstanding.asked.pop(tag, None)
+                self._take_away(outstanding, tag)
             outstanding.dropped.extend(dropped)
             dropped.clear()
             if outstanding.asked:
@@ -314,6 +325,8 @@ class Invocation:
             self._streams.close()
         if self._outstanding is not None:
             self._outstanding.close()
+            self._state.memory.lower(-sum(self._outstanding.weights.values()))
+            self._outstanding.weights.clear()
         self._state.finished()
         plain = error is None and not self._settled and not state_lost
         self._finished = finished = SUCCEEDED if plain else Finished(error, self._settled, state_lost)

@@ -127,13 +127,15 @@ class Outstanding:
 
     The invocation puts requests into `new` and tags that nobody waits for any more into `dropped`; whoever
     carries them out (`worker.gather`) takes both away. It keeps its own state in `carrier`, and the
-    invocation calls `close`, from any thread, when it is over. `asked` are all that are not answered yet.
+    invocation calls `close`, from any thread, when it is over. `asked` are all that are not answered yet, and
+    `weights` the bytes that each of them takes from the memory limit.
     """
 
     asked: dict[int, Single] = field(default_factory=dict)
     tag: int = 0
     new: dict[int, Single] = field(default_factory=dict)
     dropped: list[int] = field(default_factory=list)
+    weights: dict[int, int] = field(default_factory=dict)
     carrier: Any = None
     close: Callable[[], None] = field(default=lambda: None)
 
@@ -171,3 +173,30 @@ PUBLISHED = (True, None)
 
 SUCCEEDED = Finished()
 """How most invocations end; the same object each time, so that a look at it is enough."""
+
+
+REQUEST_WEIGHT = 4 * 1024
+"""Bytes that a request is taken to use while it is carried out, besides what is to be sent."""
+
+_VALUE_WEIGHT = 64
+
+
+def weight_of(request: Single) -> int:
+    """Tell how many bytes, about, a request takes in Python until it is answered."""
+    if isinstance(request, Publish):
+        return REQUEST_WEIGHT + _weight(request.value) + _weight(request.headers)
+    if isinstance(request, HttpCalls):
+        calls = request.requests
+        bodies = sum(len(call.body or b"") + sum(len(file.content) for file in call.files) for call in calls)
+        return REQUEST_WEIGHT * len(calls) + bodies
+    return REQUEST_WEIGHT
+
+
+def _weight(value: Any) -> int:
+    if isinstance(value, (str, bytes)):
+        return _VALUE_WEIGHT + len(value)
+    if isinstance(value, dict):
+        return _VALUE_WEIGHT + sum(_weight(key) + _weight(item) for key, item in value.items())
+    if isinstance(value, list):
+        return _VALUE_WEIGHT + sum(map(_weight, value))
+    return _VALUE_WEIGHT

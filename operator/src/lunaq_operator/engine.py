@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kopf
 
@@ -126,16 +126,16 @@ class Engine:
         # Last, because kopf ends every task that was made after it when it ends itself.
         watching = asyncio.create_task(self._watch(kopf_stop, on_signals_taken), name="watch")
         stopping = asyncio.create_task(stop.wait(), name="stop")
+        done: set[asyncio.Task[Any]] = set()
         try:
             done, _ = await asyncio.wait({*running, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (*running, stopping):
                 task.cancel()
             await asyncio.gather(*running, stopping, return_exceptions=True)
-            kopf_stop.set()
-        if stopping in done:
-            await self.elector.release()
-        await self._shut_down(watching)
+            if stopping in done:
+                await self.elector.release()
+            await self._shut_down(watching, kopf_stop)
         for task in done - {stopping}:
             task.result()
             raise RuntimeError(f"{task.get_name()} ended by itself")
@@ -166,12 +166,14 @@ class Engine:
         on_signals_taken()
         await kopf.run_tasks(tasks, ignored=others)
 
-    async def _shut_down(self, watching: asyncio.Task[None]) -> None:
+    async def _shut_down(self, watching: asyncio.Task[None], kopf_stop: asyncio.Event) -> None:
+        # First, for kopf would wait 5 s for the tasks of these connections, and then end them itself.
+        await self._pool.close()
+        await self._managements.close()
+        kopf_stop.set()
         with contextlib.suppress(Exception):
             await asyncio.wait({watching}, timeout=10)
         watching.cancel()
-        await self._pool.close()
-        await self._managements.close()
 
     async def _await_kinds(self, stop: asyncio.Event) -> None:
         """Wait until the API server serves our kinds: kopf looks for them only once."""

@@ -190,12 +190,6 @@ def test_json_decode_errors(text: str, message: str, kind: str):
     assert message in err
 
 
-def test_json_validate_is_honest():
-    assert printed("print(json.validate({}, {}))") == [
-        "false json.validate is not available in this version of Lunaq"
-    ]
-
-
 # time -----------------------------------------------------------------------------------------------------
 
 

@@ -34,5 +34,14 @@ MAX_ERROR_TEXT = 8 * 1024
 MAX_ERROR_CONTEXTS = 32
 """Contexts that `errors.wrap` keeps: the latest."""
 
+MAX_SCHEMA = 64 * 1024
+"""Bytes of a JSON Schema as text (`lua.schemas`)."""
+
+MAX_SCHEMA_INSTANCE = 1024 * 1024
+"""Bytes of a value that is validated, as JSON text."""
+
+MAX_SCHEMA_STEPS = 200_000
+"""Steps that one `json.validate` may take: schemas visited, entries looked at, errors built."""
+
 PATTERN_STEPS = 100_000_000
 """Steps that Lua's own pattern matcher may take on a subject; beyond, a slower one runs that can be ended."""

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime import codecs, durations, limits
-from lunaq_runtime.lua import bridge, uuids, zones
+from lunaq_runtime.lua import bridge, schemas, uuids, zones
 from lunaq_runtime.lua.bridge import shown, take, text
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, HandlerError
 from lunaq_runtime.lua.memory import size_of
@@ -138,6 +138,7 @@ class Callbacks:
             "format_duration": lambda nanoseconds: durations.format_duration(nanoseconds).encode(),
             "json_decode": self._json_decode,
             "json_encode": self._json_encode,
+            "json_validate": self._json_validate,
             "log": self._log,
             "make_error": self._make_error,
             "message_header": self._message_header,
@@ -313,6 +314,16 @@ class Callbacks:
         except codecs.CodecError as error:
             reason = str(error).replace("the body", "the text")
             return False, HandlerError(reason, INTERNAL, retryable=False)
+
+    def _json_validate(self, schema: bytes, instance: bytes) -> tuple[bool, Any]:
+        if len(instance) >= codecs.HEAVY and not self._fit(codecs.weigh_json(instance)):
+            self.out_of_memory = True
+            return False, None
+        try:
+            schemas.validate(schema, instance)
+        except schemas.SchemaError as error:
+            return False, HandlerError(str(error), INVALID, retryable=False)
+        return True, True
 
 
 def stack_text(error: HandlerError) -> str:

@@ -114,11 +114,49 @@ function json.decode(text)
   return nil, result
 end
 
-for _, name in ipairs({ "validate", "validate_string" }) do
-  json[name] = function()
-    local _, err = fail("json." .. name .. " is not available in this version of Lunaq", "Unavailable")
-    return false, err
+local function refused(reason)
+  local _, err = fail(reason)
+  return false, err
+end
+
+local function validated(schema, text)
+  if type(schema) == "table" then
+    local encoded, err = "{}", nil
+    if next(schema) ~= nil then
+      encoded, err = json.encode(schema)
+    end
+    if not encoded then
+      return refused("the schema cannot be JSON: " .. err:message())
+    end
+    schema = encoded
+  elseif type(schema) ~= "string" or schema == "" then
+    return refused("schema required: a table or JSON text")
   end
+  local ok, result = call(host.json_validate, schema, text)
+  if ok then
+    return true, nil
+  end
+  return false, result
+end
+
+function json.validate(schema, value)
+  if schema == nil or value == nil then
+    return refused(schema == nil and "schema required: a table or JSON text" or "value required")
+  end
+  local text, err = json.encode(value)
+  if not text then
+    return refused("the value cannot be JSON: " .. err:message())
+  end
+  return validated(schema, text)
+end
+
+function json.validate_string(schema, text)
+  if type(text) ~= "string" then
+    return refused("string expected")
+  elseif text == "" then
+    return refused("empty string is not valid JSON")
+  end
+  return validated(schema, text)
 end
 
 S.modules.json = json

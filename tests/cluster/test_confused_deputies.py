@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -26,6 +27,9 @@ def victim(app):
     app.wait_ready("queue", "emails")
     app.wait_ready("queue", "legacy")
     wait_for(app.credentials, "its user")
+    # Of two that are made in the same second the older one cannot be told.
+    made = datetime.fromisoformat(app.get("queue", "legacy")["metadata"]["creationTimestamp"])
+    wait_for(lambda: datetime.now(UTC) - made > timedelta(seconds=1), "a later second")
     return app
 
 

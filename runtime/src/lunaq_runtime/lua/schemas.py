@@ -151,7 +151,10 @@ def _library() -> tuple[Callable[[Any], Any], Any]:
 
     def make(schema: Any) -> Any:
         # Given a registry, jsonschema would add those of other drafts, whose $schema leads out of the count.
-        resolver = registry.resolver_with_root(DRAFT202012.create_resource(schema))
+        # Crawled once here: else each $ref to an anchor would crawl the whole schema again, uncounted.
+        resource = DRAFT202012.create_resource(schema)
+        uri = resource.id() or ""
+        resolver = registry.with_resource(uri, resource).crawl().resolver(base_uri=uri)
         return counted(schema, _resolver=resolver)
 
     return make, meta

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL = 2.0
+_CLOSE_PATIENCE = 3.0
+"""Seconds that brokers get to say goodbye: one that is silent must not hold up the end of the process."""
 _RECONCILERS: dict[str, Callable[[Context, Key], Awaitable[float | None]]] = {
     kinds.BROKERS.plural: broker.reconcile,
     kinds.QUEUES.plural: queue.reconcile,
@@ -168,8 +170,10 @@ class Engine:
 
     async def _shut_down(self, watching: asyncio.Task[None], kopf_stop: asyncio.Event) -> None:
         # First, for kopf would wait 5 s for the tasks of these connections, and then end them itself.
-        await self._pool.close()
-        await self._managements.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_PATIENCE):
+                await self._pool.close()
+                await self._managements.close()
         kopf_stop.set()
         with contextlib.suppress(Exception):
             await asyncio.wait({watching}, timeout=10)

@@ -159,3 +159,18 @@ def test_the_library_is_imported_at_the_first_use_only():
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"$ref": "#/minimum", "minimum": 3}, 5),
+        ({"$ref": "#/required", "required": ["a"]}, 5),
+        ({"$ref": "#/allOf/x", "allOf": [{}]}, 5),
+        ({"$id": "http://[bad", "$ref": "#/$defs/a", "$defs": {"a": {}}}, 5),
+        ({"$ref": "#/const", "const": {"properties": 3}}, {"a": 1}),
+        ({"$ref": "#/enum/0", "enum": [{"pattern": 5, "required": 7, "properties": 3}]}, {"a": 1}),
+    ],
+)
+def test_a_part_that_is_no_schema_is_invalid_where_it_is_used(schema: Any, value: Any):
+    assert refusal(schema, value)

@@ -84,7 +84,10 @@ def _compiled(text: bytes) -> Any:
     make, meta = _library()
     if error := _first_error(make(meta), schema, _Budget(checks_schema=True)):
         raise SchemaError(f"invalid schema: {error.json_path[:_SHOWN]}: {error.message[:_SHOWN]}")
-    return make(schema)
+    try:
+        return make(schema)
+    except ValueError as error:
+        raise SchemaError(f"invalid schema: {error!s:.{_SHOWN}}") from error
 
 
 def _refuse_dialects(schema: Any) -> None:
@@ -112,6 +115,11 @@ def _first_error(validator: Any, value: Any, budget: _Budget) -> Any:
         ) from None
     except RecursionError:
         raise SchemaError("the schema nests too deeply, or a $ref leads back to itself") from None
+    except (SchemaError, MemoryError):
+        raise
+    except Exception as error:
+        # A $ref may lead to a part that the meta-schema had no reason to check.
+        raise SchemaError(f"invalid schema: a part that is used is no schema: {error!s:.{_SHOWN}}") from error
     finally:
         _budget.reset(token)
 

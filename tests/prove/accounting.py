@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from harness.rabbitmq import RabbitMQ
 
 _STARTER = ThreadPoolExecutor(1)
+_LOST = (aio_pika.exceptions.AMQPError, aio_pika.exceptions.ChannelInvalidStateError, OSError)
+"""What aio-pika raises where a connection, or a channel of it, has gone in the middle of something."""
 PREFETCH = 50
 CONCURRENCY = 20
 ATTEMPTS = 4
@@ -144,10 +146,12 @@ class Books:
         return [number for number in self.dead if self.published.get(number) not in ("dead", "killer")]
 
     def _ended(self, number: int, fate: str) -> bool:
+        if self.dead[number]:  # whether it should be there says wrongly_dead
+            return True
         runs = self.runs.get(number, {})
         match fate:
             case "dead" | "killer":
-                return self.dead[number] > 0
+                return False
             case "retry":
                 return any(attempt > 0 for attempt in runs)
             case _:
@@ -181,7 +185,7 @@ class Client:
         """
         wanted = len(self._books.published) + count
         while len(self._books.published) < wanted:
-            with contextlib.suppress(aio_pika.exceptions.AMQPError, OSError, asyncio.TimeoutError):
+            with contextlib.suppress(*_LOST, asyncio.TimeoutError):
                 connection = await aio_pika.connect(self._uri, timeout=5)
                 async with connection:
                     channel = await connection.channel(on_return_raises=True)

@@ -4,14 +4,12 @@ Called by the harness, and by tests that wait for something to become true.
 """
 
 import asyncio
-import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-_PAUSES = (0.002, 0.004, 0.008, 0.016, 0.032, 0.05)
-"""Seconds between looks, the last one repeated: most conditions are true at once or after a while."""
+_INTERVAL = 0.05
 
 
 class NotInTimeError(AssertionError):
@@ -27,7 +25,7 @@ def wait_for(
     """Call `condition` until it is truthy, and give its value.
 
     Args:
-        condition: called at once, then after pauses that grow to 50 ms.
+        condition: called every 50 ms.
         what: completes "waited N s for ...".
         timeout: in seconds.
         retry_on: exceptions that mean "not yet".
@@ -37,7 +35,6 @@ def wait_for(
     """
     deadline = time.monotonic() + timeout
     last: object = None
-    pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
     while True:
         try:
             if value := condition():
@@ -47,7 +44,7 @@ def wait_for(
             last = error
         if time.monotonic() > deadline:
             raise NotInTimeError(f"waited {timeout:g} s for {what}; last: {last!r}")
-        time.sleep(next(pauses))
+        time.sleep(_INTERVAL)
 
 
 async def eventually(
@@ -59,7 +56,6 @@ async def eventually(
     """Do what wait_for does, in an event loop and with an async condition."""
     deadline = time.monotonic() + timeout
     last: object = None
-    pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
     while True:
         try:
             if value := await condition():
@@ -69,4 +65,4 @@ async def eventually(
             last = error
         if time.monotonic() > deadline:
             raise NotInTimeError(f"waited {timeout:g} s for {what}; last: {last!r}")
-        await asyncio.sleep(next(pauses))
+        await asyncio.sleep(_INTERVAL)

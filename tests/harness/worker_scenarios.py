@@ -536,7 +536,7 @@ class PermissionScenarios:
         run.policies.change(Policy(publish=True, publish_to=("*:*",)))
         await run.seen("requeue", "m1")
         await run.seen("requeue", "m2")
-        assert not run.app.ready
+        await run.until(lambda: not run.app.ready, "the consumer to be gone")
         await stage.open_gate()
         await run.seen("ack", "m0")
 

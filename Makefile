@@ -45,9 +45,9 @@ test-node: setup ## the images in real pods on a one-node cluster, started here 
 	@scripts/setup-node
 	$(PYTEST) tests/node $(PARALLEL) $(ARGS)
 
-test: ## check and all four levels of tests, in two lanes side by side: half of it is waiting
+test: ## check and all four levels of tests: pods beside the rest, for most of it is waiting
 	@scripts/preflight
-	@scripts/run-levels check test-unit test-node -- test-broker test-cluster
+	@scripts/run-levels check test-unit test-broker test-cluster -- test-node
 
 images: setup ## build the images of the operator and the runtime into the cache (needs root)
 	@scripts/build-images operator runtime

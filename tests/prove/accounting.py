@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from harness.rabbitmq import RabbitMQ
 
 _STARTER = ThreadPoolExecutor(1)
-_LOST = (aio_pika.exceptions.AMQPError, aio_pika.exceptions.ChannelInvalidStateError, OSError)
+AWAY = (aio_pika.exceptions.AMQPError, aio_pika.exceptions.ChannelInvalidStateError, OSError)
 """What aio-pika raises where a connection, or a channel of it, has gone in the middle of something."""
 PREFETCH = 50
 CONCURRENCY = 20
@@ -185,7 +185,7 @@ class Client:
         """
         wanted = len(self._books.published) + count
         while len(self._books.published) < wanted:
-            with contextlib.suppress(*_LOST, asyncio.TimeoutError):
+            with contextlib.suppress(*AWAY, asyncio.TimeoutError):
                 connection = await aio_pika.connect(self._uri, timeout=5)
                 async with connection:
                     channel = await connection.channel(on_return_raises=True)
@@ -216,7 +216,7 @@ class Client:
 
     async def consumed(self) -> bool:
         """Tell whether the runtime consumes, so that its topology is whole."""
-        with contextlib.suppress(aio_pika.exceptions.AMQPError, OSError):
+        with contextlib.suppress(*AWAY):
             connection = await aio_pika.connect(self._uri, timeout=10)
             async with connection:
                 channel = await connection.channel()
@@ -241,14 +241,14 @@ class Client:
                 channel = await connection.channel()
                 queue = await channel.declare_queue("ledger", passive=True)
                 return queue.declaration_result.message_count or 0
-        except (aio_pika.exceptions.AMQPError, OSError):
+        except AWAY:
             return -1
 
     async def settled(self, seconds: float = 180) -> None:
         """Read until every confirmed message is accounted for; after `seconds` whoever asks finds it lost."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
-            with contextlib.suppress(aio_pika.exceptions.AMQPError, OSError):
+            with contextlib.suppress(*AWAY):
                 await self.read()
                 if not self._books.lost() and await self.ready() == 0:
                     return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lunaq_runtime.entries.model import Consumer, Handler
+from lunaq_runtime.entries.model import Consumer, Document, Handler
 from lunaq_runtime.entries.parse import parse
 from lunaq_runtime.lua.requests import Finished
 from lunaq_runtime.lua.state import Identity, LuaState, MessageContext
@@ -94,9 +94,9 @@ def printed_by(source: str, body: Any = None, **given: Any) -> list[str]:
     return finished.printed
 
 
-def consumer_of(*entries: dict[str, Any], **consumer: Any) -> Consumer:
-    """Parse a document of one consumer, with more fields and more entries, and give the consumer."""
-    document = parse(
+def document_of(*entries: dict[str, Any], **consumer: Any) -> Document:
+    """Parse a document of one consumer on the memory broker, with more fields and more entries."""
+    return parse(
         {
             "entries": [
                 {"kind": "queue.driver.memory", "name": "memory"},
@@ -112,4 +112,8 @@ def consumer_of(*entries: dict[str, Any], **consumer: Any) -> Consumer:
             ]
         }
     )
-    return document.consumers.popitem()[1]
+
+
+def consumer_of(*entries: dict[str, Any], **consumer: Any) -> Consumer:
+    """Parse a document like `document_of`, and give its consumer."""
+    return document_of(*entries, **consumer).consumers.popitem()[1]

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from lua_driver import document_of
+
 from harness.waiting import eventually
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.memory import MemoryBroker, MemoryServer
-from lunaq_runtime.entries.parse import parse
 from lunaq_runtime.policy_source import PolicySource
 from lunaq_runtime.runner import Runner
 
@@ -56,21 +57,7 @@ class World:
 
 
 def document(*, exclusive: bool) -> Document:
-    return parse(
-        {
-            "entries": [
-                {"id": "broker", "kind": "queue.driver.memory"},
-                {"id": "emails", "kind": "queue.queue"},
-                {
-                    "id": "worker",
-                    "kind": "queue.consumer",
-                    "queue": "emails",
-                    "source": "return function() end",
-                    "driver_options": {"amqp": {"exclusive": exclusive}},
-                },
-            ]
-        }
-    )
+    return document_of(driver_options={"amqp": {"exclusive": exclusive}})
 
 
 async def _changed_over(world: World, runner: Runner) -> None:

@@ -47,7 +47,7 @@ test-node: setup ## the images in real pods on a one-node cluster, started here 
 
 test: ## check and all four levels of tests: pods beside the rest, for most of it is waiting
 	@scripts/preflight
-	@scripts/run-levels check test-unit test-broker test-cluster -- test-node
+	@scripts/run-levels check test-unit test-broker -- test-node test-cluster
 
 images: setup ## build the images of the operator and the runtime into the cache (needs root)
 	@scripts/build-images operator runtime

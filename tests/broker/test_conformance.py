@@ -378,7 +378,11 @@ async def test_after_cancel_what_was_delivered_can_be_settled_and_nothing_comes_
 
 
 @pytest.mark.needs(Feature.READY_COUNT)
-async def test_cancel_hands_over_all_that_arrived_before_it(broker: Broker):
+async def test_cancel_hands_over_all_that_arrived_before_it(connect: Connect):
+    # Not a quorum queue: RabbitMQ 3.10 answers the cancel before the deliveries that are still on their way
+    # within the broker, and itself puts those back as redelivered.
+    broker = await connect()
+    await broker.declare(topology_of(emails(broker, type="classic")))
     for number in range(500):
         await broker.publish(message(b"%d" % number))
     subscription, inbox = await consume(broker, prefetch=0)

@@ -23,6 +23,7 @@ _QUICK = {
     "rotation_settle": 0.5,
     "rotation_deadline": 20.0,
     "denials_recheck": 0.5,
+    "cleanup_deadline": 10.0,
 }
 
 

@@ -461,7 +461,7 @@ class DrainScenarios:
         await stage.open_gate()
         await draining
         assert run.broker.of("m0") == ["deliver", "ack"]
-        assert await stage.ready("app:work") == 7
+        await stage.holds("app:work", 7)
         await stage.start(source, concurrency=2, prefetch=3)
         records = await stage.logged(8)
         assert sorted(record["n"] for record in records) == list(range(8))
@@ -507,7 +507,7 @@ class DrainScenarios:
         await draining
         assert run.broker.of("loop") == ["deliver", "requeue"]
         assert (run.counters.handled, run.counters.failed) == (1, 0)
-        assert await stage.ready("app:work") == 6
+        await stage.holds("app:work", 6)
 
     async def test_a_drain_under_load_loses_nothing_and_handles_nothing_twice(self, stage: Stage):
         source = "function handle(b) time.sleep('2ms'); log{n = b.n} end"
@@ -539,11 +539,7 @@ class PermissionScenarios:
         await run.until(lambda: not run.app.ready, "the consumer to be gone")
         await stage.open_gate()
         await run.seen("ack", "m0")
-
-        async def handed_back() -> bool:
-            return await stage.ready("app:work") == 2
-
-        await eventually(handed_back, "two messages to be back")
+        await stage.holds("app:work", 2)
         assert len(await stage.logged(1)) == 1
         run.policies.change(_ANYWHERE)
         records = await stage.logged(3)

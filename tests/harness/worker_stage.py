@@ -261,6 +261,14 @@ class Stage:
     async def ready(self, queue: str) -> int:
         return (await self.observer.queue_info(queue)).ready
 
+    async def holds(self, queue: str, count: int) -> None:
+        """Wait until so many messages are ready: a broker tells nobody when it has put back what it was handed."""
+
+        async def so_many() -> bool:
+            return await self.ready(queue) == count
+
+        await eventually(so_many, f"{count} messages ready in {queue}")
+
     async def collected(self, queue: str, count: int) -> list[Delivery]:
         """Take everything that comes to a queue from now on; wait until it is `count` messages."""
         if queue not in self._collected:

@@ -12,6 +12,7 @@ from lunaq_operator.reconcile.context import NotReady, status_changes
 from lunaq_operator.reconcile.queue import rounded
 from lunaq_operator.reconcile.readiness import readiness
 from lunaq_operator.references import add_indexes
+from lunaq_operator.settings import Settings
 from lunaq_operator.store import Store
 from lunaq_runtime.policy import Policy
 
@@ -190,3 +191,8 @@ def test_names_derived_from_an_older_queue_are_its_own_and_the_reverse(derived):
 def test_a_name_that_is_refused_anyway_claims_nothing():
     stranger = queue("b", OLD, namespace="other", queueName="x")
     assert conflict(queue("a", NEW, queueName="x"), stranger) is None
+
+
+def test_a_broker_that_is_down_leaves_half_of_the_minute_in_which_a_namespace_must_go():
+    """The cluster's tests wait less; a namespace's own controller looks only every 8 s or so."""
+    assert Settings(runtime_image="any").cleanup_deadline <= 30

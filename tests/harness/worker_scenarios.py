@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.waiting import eventually
 from harness.worker_stage import CONSUMER, Running, Stage
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.entries.model import Retry

@@ -262,7 +262,7 @@ class Stage:
         return (await self.observer.queue_info(queue)).ready
 
     async def holds(self, queue: str, count: int) -> None:
-        """Wait until so many messages are ready: a broker tells nobody when it has put back what it was handed."""
+        """Wait until so many messages are ready: a broker tells nobody when it has put some back."""
 
         async def so_many() -> bool:
             return await self.ready(queue) == count

@@ -839,9 +839,10 @@ HEADERS: Iterable[Any] = [
 
 async def test_header_values_arrive_as_they_were_sent(broker: Broker):
     headers = {f"h{index}": value for index, value in enumerate(HEADERS)}
-    # Qpid 9.2.1 confirms a message with a header name of 255 bytes, and every other time never delivers it.
-    headers["n" * (100 if "qpid" in broker.server.product.lower() else 255)] = "a long name"
+    headers["n" * 255] = "a long name"
     await broker.publish(message(headers=headers))
+    if not has(broker, Feature.EMPTY_TABLES):
+        headers = {key: None if value == {} else value for key, value in headers.items()}
     (delivery,) = await drained(broker, NAME, 1)
     received = delivery.properties.headers
     assert received == headers
@@ -869,6 +870,17 @@ async def test_properties_arrive_as_they_were_sent(broker: Broker):
     (delivery,) = await drained(broker, NAME, 1)
     assert delivery.properties == properties
     assert delivery.body == b""
+
+
+async def test_no_message_is_lost_over_an_empty_table_in_its_headers(broker: Broker):
+    """Qpid 9.2.1 drops one in fifty of those that it is sent."""
+    for _ in range(300):
+        await broker.publish(message(headers={"a": {}, "b": [{}], "c": {"d": {}}}))
+    (delivery, *_) = await drained(broker, NAME, 300)
+    kept = {"a": {}, "b": [{}], "c": {"d": {}}}
+    assert delivery.properties.headers == (
+        kept if has(broker, Feature.EMPTY_TABLES) else {"a": None, "b": [None], "c": {"d": None}}
+    )
 
 
 async def test_a_large_body_arrives_whole(broker: Broker):

@@ -37,6 +37,17 @@ def test_a_broker_is_known_by_what_it_says_it_is(announced: str, product: object
     assert product_of(announced) is product
 
 
+def test_empty_tables_in_headers_are_written_as_no_value_at_any_depth():
+    headers = {"a": {}, "b": [{}, [], 1, {"c": {}}], "d": {"e": {"f": {}}, "g": "x"}, "h": []}
+    assert qpid.without_empty_tables(Properties(headers=headers)).headers == {
+        "a": None,
+        "b": [None, [], 1, {"c": None}],
+        "d": {"e": {"f": None}, "g": "x"},
+        "h": [],
+    }
+    assert qpid.without_empty_tables(Properties()).headers == {}
+
+
 def test_an_unknown_broker_lacks_nothing_but_was_never_tested():
     other = product_of("LavinMQ")
     assert not other.missing

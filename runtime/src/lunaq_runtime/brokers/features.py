@@ -25,6 +25,7 @@ class Feature(Enum):
     READY_COUNT = "counts ready messages apart from those in flight"
     DEATHS = "writes where a message has waited into its headers (`x-death`)"
     EXPIRATION = "reads a message's own `expiration` as a time to live"
+    EMPTY_TABLES = "keeps every message that has an empty table in its headers"
     DRIFT = "compares the arguments of what exists"
     OWNER = "keeps the owner mark on an exchange"
     SAFE_DELETE = "deletes a queue that others dead-letter to"
@@ -47,6 +48,7 @@ CONSEQUENCES: dict[Feature, str] = {
     Feature.READY_COUNT: "a queue's depth includes what is in flight",
     Feature.DEATHS: "nothing: Lunaq counts in headers of its own",
     Feature.EXPIRATION: "publishing with one is refused; what others publish with one is dead at once",
+    Feature.EMPTY_TABLES: "an empty table in headers is published as no value",
     Feature.DRIFT: "a changed setting is neither applied nor reported",
     Feature.OWNER: "two clusters on one virtual host are not told apart",
     Feature.SAFE_DELETE: "`deletionPolicy: Delete` is refused, for the whole broker may end over it",
@@ -88,6 +90,7 @@ QPID = Product(
             Feature.READY_COUNT,
             Feature.DEATHS,
             Feature.EXPIRATION,
+            Feature.EMPTY_TABLES,
             Feature.DRIFT,
             Feature.OWNER,
             Feature.SAFE_DELETE,

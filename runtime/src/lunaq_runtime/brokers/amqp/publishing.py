@@ -18,7 +18,7 @@ from lunaq_runtime.brokers.amqp.declare import TIMEOUT
 from lunaq_runtime.brokers.amqp.outlet import Entry, Outlet, Route
 from lunaq_runtime.brokers.amqp.tap import guarded
 from lunaq_runtime.brokers.base import BrokerError
-from lunaq_runtime.brokers.features import Feature
+from lunaq_runtime.brokers.features import RABBITMQ, Feature
 from lunaq_runtime.brokers.wire import encode_properties
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Publisher:
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
-        self._expirations = True
+        self._product = RABBITMQ  # until a link says which it is
         self._outlet: Outlet | None = None
         self._outlets: set[Outlet] = set()
         self._proven: set[str] = set()
@@ -65,10 +65,13 @@ class Publisher:
         try:
             if self._closed:
                 raise BrokerError("closed", f"the connection to {self._endpoint} is closed")  # noqa: TRY301 - told like all others
-            if not self._expirations:
-                qpid.refuse_expiration(message.properties)
+            found = message.properties
+            if not self._product.has(Feature.EXPIRATION):
+                qpid.refuse_expiration(found)
+            if found.headers and not self._product.has(Feature.EMPTY_TABLES):
+                found = qpid.without_empty_tables(found)
             route = self._routes.get((message.exchange, message.routing_key)) or self._new_route(message)
-            properties = encode_properties(message.properties)
+            properties = encode_properties(found)
         except BrokerError as error:
             self._loop.call_soon(done, error)
             return
@@ -96,7 +99,7 @@ class Publisher:
     def link_up(self, link: Link) -> None:
         """Send over a new connection, first what has been waiting for it."""
         self._link = link
-        self._expirations = link.product.has(Feature.EXPIRATION)
+        self._product = link.product
         self._outlet = None
         self._opening: Link | None = None
         self._proven.clear()

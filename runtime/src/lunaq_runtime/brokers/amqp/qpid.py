@@ -48,6 +48,17 @@ def refuse_expiration(properties: Properties) -> None:
         raise BrokerError("unsupported", text)
 
 
+def without_empty_tables(properties: Properties) -> Properties:
+    """Write no value for each empty table: Broker-J confirms such a message, and drops one in fifty (9.2.1)."""
+    return replace(properties, headers=_filled(properties.headers) or {})
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(item) for key, item in value.items()} or None
+    return [_filled(item) for item in value] if isinstance(value, list) else value
+
+
 def _arguments(queue: QueueDecl) -> dict[str, Any]:
     wanted = dict(queue.arguments)
     if wanted.pop("x-queue-type", "classic") == "quorum" and not queue.internal:

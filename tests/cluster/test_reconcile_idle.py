@@ -7,7 +7,7 @@ from operators import Operator
 
 from harness.waiting import wait_for
 
-_PASSES = 30
+_PASSES = 50
 _RESTLESS = dict.fromkeys(("broker_recheck", "queue_recheck", "topology_recheck", "source_recheck"), 0.2)
 """Passes come from rechecks alone here: many of them in little time."""
 
@@ -46,7 +46,8 @@ def _quiet(operator) -> dict:
     def settled():
         before = operator.readiness()
         after = wait_for(
-            lambda: (now := operator.readiness())["reconciled"] >= before["reconciled"] + 8 and now, "passes"
+            lambda: (now := operator.readiness())["reconciled"] >= before["reconciled"] + _PASSES and now,
+            "passes",
         )
         return after if _written(after) == _written(before) else None
 

@@ -59,8 +59,8 @@ class SpySubscription:
             self._inner.settle(ack=ack, requeue=requeue)
 
     async def cancel(self) -> None:
-        self._spy.events.append(("cancel", ""))
         await self._inner.cancel()
+        self._spy.events.append(("cancel", ""))
 
     async def close(self) -> None:
         await self._inner.close()

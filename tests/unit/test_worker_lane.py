@@ -29,6 +29,10 @@ class FakeSlot:
         self.delivery: Any = None
         self.started = 0.0
         self.lost = 0
+        self.most = 1
+
+    def packed(self, _delivery: Delivery) -> Any:
+        return None
 
     def start(self, session: Any, delivery: Delivery, now: float) -> Any:
         self.session, self.delivery, self.started = session, delivery, now

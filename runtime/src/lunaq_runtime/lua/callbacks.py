@@ -7,6 +7,7 @@ HandlerError into Lua.
 from __future__ import annotations
 
 import functools
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from lunaq_runtime.lua.host import Host, Identity, MessageContext
     from lunaq_runtime.lua.memory import MemoryGuard
     from lunaq_runtime.lua.modules.services import Services
+
+logger = logging.getLogger(__name__)
 
 
 class LogVolume:
@@ -86,6 +89,8 @@ class Callbacks:
         self._context: MessageContext | None = None
         self._interrupted_by = _never
         self._log_volume = LogVolume()
+        self.turn: Callable[[int], bool] | None = None
+        """See `LuaState.start_batch`."""
         self.out_of_memory = False
 
     def bind(self, to_lua: Callable[[Any], Any], memory: MemoryGuard) -> None:
@@ -160,6 +165,8 @@ class Callbacks:
             name.encode(): self._guarded(function) for name, function in functions.items()
         }
         exported[b"interrupted"] = self._interrupted
+        exported[b"point"] = self._point
+        exported[b"refused"] = lambda: self.out_of_memory
         exported[b"ARRAY"] = bridge.ARRAY
         exported[b"OBJECT"] = bridge.OBJECT
         return exported
@@ -226,6 +233,15 @@ class Callbacks:
 
     def _interrupted(self) -> bool:
         return self.out_of_memory or self._interrupted_by() is not None
+
+    def _point(self, place: int) -> bool:
+        """Turn to a message of a batch; true where it is to be the last."""
+        turn = self.turn
+        try:
+            return turn is not None and turn(place)
+        except Exception:  # no exception may reach Lua from here
+            logger.exception("a batch could not be followed")
+            return True
 
     def _feed(self, *tokens: Any) -> None:
         self._fed.extend(tokens)

@@ -105,7 +105,22 @@ class Invocation:
             if ended is not None:
                 return self.abort(ended)
         try:
-            return self._step(reply)
+            return self._go_on(self._answer(reply) if self._started else self._begin())
+        except MemoryError:
+            return self._finish(self._out_of_memory(), state_lost=True)
+        except Exception as failure:
+            logger.exception("a step of a handler failed")
+            return self._finish(self._crash(failure), state_lost=True)
+
+    def begun(self) -> None:
+        """Be the one that Lua is at work on, started by `LuaState.start_batch`."""
+        self._started = True
+        self._state.callbacks.begin(self._context, self._why_ended)
+
+    def carry_on(self, outcome: Any) -> Request | Finished:
+        """Take over what Lua came to in a batch, as if it were this invocation's first step."""
+        try:
+            return self._go_on(outcome)
         except MemoryError:
             return self._finish(self._out_of_memory(), state_lost=True)
         except Exception as failure:
@@ -118,9 +133,9 @@ class Invocation:
             self._error = timeout_error(self._state.handler.timeout)
         return self._error
 
-    def _step(self, reply: tuple[Any, ...]) -> Request | Finished:
+    def _go_on(self, outcome: Any) -> Request | Finished:
+        """Do what Lua came to asks for, until that needs somebody else or it is over."""
         state = self._state
-        outcome = self._answer(reply) if self._started else self._begin()
         if isinstance(outcome, Finished):
             return outcome
         while True:

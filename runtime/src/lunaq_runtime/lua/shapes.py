@@ -1,7 +1,8 @@
 """Hands a message's body to its handler with as few steps as possible; used by `state`.
 
-Most messages of a queue have the same keys. For each such shape there is a Lua function that takes the
-values as its arguments and builds the table itself, three times as fast as lupa fills one.
+Most messages of a queue have the same keys. For each such shape there are two Lua functions that build the
+table from its values (prelude/shapes.lua), three times as fast as lupa fills one: one starts the handler on
+it, the other is for several messages in one call.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _MIN_INTEGER = -(2**63)
 _PLAIN = frozenset({bool, float, type(None), bytes})
 
 
+Shape = tuple["Callable[..., Any]", "Callable[..., Any]"]
+"""The starter and the builder of bodies with the same keys."""
+
+
 class Shapes:
     """The shapes of one Lua state. `make` is the prelude's `S.shape`, `table` converts a container.
 
@@ -35,11 +40,11 @@ class Shapes:
         self._make = make
         self._table = table
         self._memory = memory
-        self._known: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._known: dict[tuple[Any, ...], Shape] = {}
         self._candidates: set[int] = set()
 
-    def starter(self, body: dict[Any, Any]) -> Callable[..., Any] | None:
-        """Find the Lua function that starts the handler on a body of these keys; None: there is none."""
+    def shape(self, body: dict[Any, Any]) -> Shape | None:
+        """Find the Lua functions for a body of these keys; None: there are none."""
         keys = tuple(body)
         return self._known.get(keys) or self._learn(keys)
 
@@ -66,7 +71,7 @@ class Shapes:
             return value if _MIN_INTEGER <= value <= _MAX_INTEGER else float(value)
         return self._table(value)
 
-    def _learn(self, keys: tuple[Any, ...]) -> Callable[..., Any] | None:
+    def _learn(self, keys: tuple[Any, ...]) -> Shape | None:
         """Learn a shape that is seen for the second time, so that ever new ones cost nothing."""
         if not 0 < len(keys) <= MAX_KEYS or len(self._known) >= MAX_SHAPES:
             return None
@@ -79,6 +84,6 @@ class Shapes:
         if not all(key.__class__ is str for key in keys):
             return None
         encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
-        starter: Callable[..., Any] = self._memory.beside(lambda: self._make(*encoded))
-        self._known[keys] = starter
-        return starter
+        shape: Shape = self._memory.beside(lambda: self._make(*encoded))
+        self._known[keys] = shape
+        return shape

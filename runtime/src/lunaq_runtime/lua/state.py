@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from lunaq_runtime.entries.model import Function, Handler
 
-__all__ = ["HandlerLoadError", "Host", "Identity", "Invocation", "LuaState", "MessageContext"]
+__all__ = ["HandlerLoadError", "Host", "Identity", "Invocation", "LuaState", "MessageContext", "NoRoomError"]
 
 DEFAULT_MODULES = (
     "queue",
@@ -55,6 +55,10 @@ ALWAYS = frozenset(
 
 KNOWN_MODULES = frozenset(DEFAULT_MODULES) | ALWAYS | {"http_client"}
 """Every module of lua-api.md section 3 that is in scope."""
+
+
+class NoRoomError(Exception):
+    """There is no room for the bodies of a batch at once."""
 
 
 class LuaState:
@@ -88,6 +92,7 @@ class LuaState:
         shared = self._shared(identity)
         run_prelude(runtime, shared)
         self.lua_start: Callable[..., Any] = shared[b"start"]
+        self.lua_start_batch: Callable[..., Any] = shared[b"start_batch"]
         self.lua_resume: Callable[..., Any] = shared[b"resume"]
         self.lua_abandon: Callable[[], None] = shared[b"abandon"]
         self.lua_pending: Callable[[int], Any] = shared[b"pending"]
@@ -112,7 +117,7 @@ class LuaState:
         Returns what Lua yields or returns; ValueError for a body that Lua cannot hold, MemoryError for one
         that is beyond the limit.
         """
-        if body.__class__ is dict and (starter := self._shapes.starter(body)):
+        if body.__class__ is dict and (shape := self._shapes.shape(body)):
             try:
                 arguments = self._shapes.arguments(body)
             except UnicodeEncodeError:  # half a surrogate pair, which needs the long way
@@ -120,11 +125,51 @@ class LuaState:
             else:
                 if not self.memory.fit(self._shapes.room(arguments, size)):
                     raise MemoryError
-                return starter(*arguments)
+                return shape[0](*arguments)
         value = self.to_lua(body)
         if not self.memory.fit(size_of(value)):
             raise MemoryError
         return self.lua_start(value)
+
+    def packed(self, body: Any) -> list[Any] | None:
+        """Prepare a body for `start_batch`; None where it has to be started by itself."""
+        if body.__class__ is not dict or not (shape := self._shapes.shape(body)):
+            return None
+        try:
+            return [shape[1], *self._shapes.arguments(body)]
+        except ValueError:
+            return None
+
+    def start_batch(self, bodies: list[list[Any]], size: int, turn: Callable[[int], bool]) -> tuple[int, Any]:
+        """Start the handler on `packed` bodies, one after the other, until one does more than succeed.
+
+        Args:
+            bodies: in the order in which they are handled.
+            size: of the texts in them.
+            turn: called with a message's place, counted from 1, before Python does anything on its behalf,
+                and again where it takes long; it returns whether this message is to be the last.
+
+        Returns:
+            The place of the message that did more than succeed and what Lua came to there, as `begin` returns
+            it; place 0 where all succeeded, up to the last one.
+
+        Raises:
+            NoRoomError: none has been started.
+        """
+        arguments = [part for body in bodies for part in body]
+        if not self.memory.fit(self._shapes.room(arguments, size)):
+            raise NoRoomError
+        self.callbacks.turn = turn
+        try:
+            outcome = self.lua_start_batch(len(bodies), *arguments)
+        finally:
+            self.callbacks.turn = None
+        if outcome is None:
+            return 0, None
+        place, *rest = outcome if isinstance(outcome, tuple) else (outcome,)
+        if not place:
+            raise NoRoomError
+        return place, tuple(rest) if len(rest) > 1 else rest[0] if rest else None
 
     def start(self, context: MessageContext, body: Any, size: int | None = None) -> Invocation:
         """Make the invocation for one message, of `size` bytes; nothing runs before its first step."""
@@ -142,7 +187,15 @@ class LuaState:
         """Drop the Lua state; its memory goes with the last reference."""
         self._current = None
         self._lua = None
-        del self.lua_start, self.lua_resume, self.lua_abandon, self._convert, self._shapes, self.callbacks
+        del (
+            self.lua_start,
+            self.lua_start_batch,
+            self.lua_resume,
+            self.lua_abandon,
+            self._convert,
+            self._shapes,
+            self.callbacks,
+        )
         del self.lua_pending, self.lua_deliver, self.lua_go_on
 
     def _shared(self, identity: Identity) -> Any:

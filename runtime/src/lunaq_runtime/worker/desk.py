@@ -27,6 +27,7 @@ from lunaq_runtime.retry import (
     Succeeded,
     attempts_of,
     decide,
+    suspect,
 )
 from lunaq_runtime.worker.gather import gather
 from lunaq_runtime.worker.lane import LOST, Lane
@@ -106,7 +107,7 @@ class Desk:
             found = True
             succeeded = [session.succeeded.popleft() for _ in range(count)]
             counters.delivered += count
-            counters.redelivered += sum(delivery.redelivered for delivery in succeeded)
+            counters.redelivered += sum([delivery.redelivered for delivery in succeeded])
             counters.handled += count
             if self._abandoned:
                 succeeded = [delivery for delivery in succeeded if not self._was_abandoned(delivery)]
@@ -116,6 +117,9 @@ class Desk:
         for _ in range(len(lane.outcomes)):
             slot, session, delivery, outcome = lane.outcomes.popleft()
             self._take(slot, session, delivery, outcome)
+        session = lane.session
+        if session and session.unstarted and session.returning:
+            session.hand_back_unstarted()  # a thread had taken it and put it back
         return found
 
     def interrupt(self, error: HandlerError) -> None:
@@ -132,14 +136,20 @@ class Desk:
         now = self._loop.time()
         told = ""
         for slot in self._slots:
-            delivery, session = slot.delivery, slot.session
+            delivery, session, batch = slot.delivery, slot.session, slot.batch
             overdue = now > slot.started + self._timeout + grace
             if delivery is None or session is None or not overdue or delivery in self._abandoned:
                 continue
-            self._abandoned.add(delivery)
             told = f"the handler exceeded its time of {self._timeout:g} s in a C call"
-            self._counters.failed += 1
-            self._settle(session, delivery, Poison(TIMEOUT, told, "Timeout"))
+            several = list(batch.deliveries) if batch else [delivery]
+            self._abandoned.update(several)
+            if len(several) > 1:
+                # Any of them may be the one; each will run alone.
+                for one in several:
+                    session.settler.submit(one, suspect(one, self._queue))
+            else:
+                self._counters.failed += 1
+                self._settle(session, delivery, Poison(TIMEOUT, told, "Timeout"))
         return told
 
     def _was_abandoned(self, delivery: Delivery) -> bool:

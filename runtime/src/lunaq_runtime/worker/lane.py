@@ -14,7 +14,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime.lua.requests import SUCCEEDED, Finished
+from lunaq_runtime.lua.state import NoRoomError
 from lunaq_runtime.retry import Poison
+from lunaq_runtime.worker.batch import LONGEST, MOST, Batch
 
 if TYPE_CHECKING:
     import asyncio
@@ -173,25 +175,102 @@ class Lane:
         if session is None:
             self._idle.append(slot)
             return
-        take, alive = session.unstarted.popleft, session.settler.alive
+        unstarted = session.unstarted
         free = True
-        now = thread.since
-        outcome: Outcome
-        while free and not thread.late:
-            try:
-                delivery = take()
-            except IndexError:
-                break
-            try:
-                outcome = slot.start(session, delivery, now) if alive(delivery) else LOST
-            except Exception as error:  # noqa: BLE001 - told on the loop
-                outcome = error
-            thread.since = now = monotonic()
-            free = self._over(slot, session, delivery, outcome, now)
-            if now >= until or self._resumable:
+        while free and unstarted and not thread.late:
+            if slot.most > 1:
+                free = self._start_batch(slot, session, thread)
+            else:
+                free = self._start_one(slot, session, thread)
+            if thread.since >= until or self._resumable:
                 break
         if free:
             self._idle.append(slot)
+
+    def _start_one(
+        self, slot: Slot, session: Session, thread: LuaThread, delivery: Delivery | None = None
+    ) -> bool:
+        """Run one delivery; false where the slot is still at work on it."""
+        if delivery is None:
+            try:
+                delivery = session.unstarted.popleft()
+            except IndexError:
+                return True
+        began = thread.since
+        outcome: Outcome
+        try:
+            alive = session.settler.alive(delivery)
+            outcome = slot.start(session, delivery, began) if alive else LOST
+        except Exception as error:  # noqa: BLE001 - told on the loop
+            outcome = error
+        thread.since = now = monotonic()
+        if outcome is SUCCEEDED and now - began < LONGEST / 4:
+            slot.most = 2
+        return self._over(slot, session, delivery, outcome, now)
+
+    def _start_batch(self, slot: Slot, session: Session, thread: LuaThread) -> bool:
+        """Run several deliveries in one call; false where the slot is still at work on one of them."""
+        batch = Batch(slot, session, self._keep)
+        alone = batch.gather(session.unstarted)
+        free = True
+        if batch.deliveries:
+            if session.settler.all_alive(batch.deliveries):
+                free = self._run_batch(batch, slot, thread)
+            else:
+                for number, delivery in enumerate(batch.deliveries, 1):
+                    free = self._start_one(slot, session, thread, delivery)
+                    if not free:
+                        self._keep(session, [], batch.deliveries[number:])
+                        break
+        if alone is None:
+            return free
+        if not free:
+            self._keep(session, [], [alone])
+            return False
+        return self._start_one(slot, session, thread, alone)
+
+    def _run_batch(self, batch: Batch, slot: Slot, thread: LuaThread) -> bool:
+        session, deliveries, count = batch.session, batch.deliveries, len(batch.deliveries)
+        began = thread.since
+        outcome: Outcome
+        try:
+            outcome = batch.run(began)
+        except NoRoomError:
+            slot.release()
+            slot.most = 1
+            self._keep(session, [], deliveries)
+            return True
+        except Exception as error:  # noqa: BLE001 - told on the loop
+            # Whichever of them it was: those before it run twice, none is lost.
+            slot.release(state_lost=True)
+            self.outcomes.extend((slot, session, delivery, error) for delivery in deliveries)
+            self._wake()
+            return True
+        thread.since = now = monotonic()
+        if outcome is not SUCCEEDED:
+            slot.most = max(1, slot.most // 4)
+            self._keep(session, [], deliveries[1:])
+            return self._over(slot, session, deliveries[0], outcome, now)
+        took = now - began
+        if took > LONGEST:
+            slot.most = max(1, slot.most // 2)
+        elif count == slot.most and took < LONGEST / 2:
+            slot.most = min(slot.most * 2, MOST)
+        self.spent.extend([took / count] * len(deliveries))
+        slot.release()
+        self._keep(session, deliveries, [])
+        return True
+
+    def _keep(self, session: Session, succeeded: list[Delivery], waiting: list[Delivery]) -> None:
+        """Take what a batch is done with: what succeeded, and what has not started and is to wait again."""
+        if waiting:
+            session.unstarted.extendleft(reversed(waiting))
+            if self._serviceable():
+                self._queue_again()
+        if succeeded:
+            session.succeeded.extend(succeeded)
+        if succeeded or session.returning:
+            self._wake()
 
     def _over(self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, now: float) -> bool:
         """Tell the loop of an outcome; false where the slot is still at work on its delivery."""
@@ -211,10 +290,13 @@ class Lane:
             else:
                 free = False  # it is a request, and the slot waits for its reply
             self.outcomes.append((slot, session, delivery, outcome))
+        self._wake()
+        return free
+
+    def _wake(self) -> None:
         if not self._awake:
             self._awake = True
             self._call()
-        return free
 
     def _call(self) -> None:
         if not self._called:

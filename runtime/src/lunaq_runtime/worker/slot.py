@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.entries.model import Consumer
     from lunaq_runtime.lua.requests import Publish, Request
     from lunaq_runtime.message import Delivery
+    from lunaq_runtime.worker.batch import Batch
     from lunaq_runtime.worker.pending import Pending
     from lunaq_runtime.worker.session import Session
 
@@ -45,6 +46,12 @@ class Invocation(Protocol):
     def abort(self, error: HandlerError) -> Finished:
         """End the invocation between steps."""
 
+    def begun(self) -> None:
+        """Be the one that Lua is at work on."""
+
+    def carry_on(self, outcome: Any) -> Request | Finished:
+        """Take over what Lua came to in a batch."""
+
 
 class State(Protocol):
     """What a slot needs of `lua.state.LuaState`."""
@@ -54,12 +61,22 @@ class State(Protocol):
     def start(self, context: Any, body: Any, size: int | None) -> Invocation:
         """Begin an invocation on a body of `size` bytes; `context` looks like a `lua.host.MessageContext`."""
 
+    def packed(self, body: Any) -> list[Any] | None:
+        """Prepare a body for `start_batch`; None where it has to be started by itself."""
+
+    def start_batch(self, bodies: list[list[Any]], size: int, turn: Callable[[int], bool]) -> tuple[int, Any]:
+        """Run the handler on one body after the other, until one does more than succeed."""
+
+    def finished(self) -> None:
+        """Be free for the next invocation."""
+
 
 class Slot:
     """Runs deliveries one after the other; `make_state` is called in a thread.
 
     `delivery` is the one in work, of `session`, `started` on the monotonic clock; `pending` is the request
     that the event loop is carrying out for it. An `interruption` holds for all that may still be started.
+    `most` is how many deliveries the next batch should have; of a `batch`, any one may be in work.
     """
 
     def __init__(self, consumer: Consumer, codec: str, make_state: Callable[[], State]) -> None:
@@ -73,6 +90,8 @@ class Slot:
         self.session: Session | None = None
         self.delivery: Delivery | None = None
         self.started = 0.0
+        self.batch: Batch | None = None
+        self.most = 1
         self.pending: Pending | None = None
         self.interruption: HandlerError | None = None
 
@@ -127,6 +146,54 @@ class Slot:
             return invocation.step(reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(error)
+
+    def packed(self, delivery: Delivery) -> list[Any] | None:
+        """Prepare a delivery for `run_batch`; None where it has to be started by itself."""
+        state = self._state
+        if state is None or self.interruption or len(delivery.body) >= codecs.HEAVY:
+            return None
+        try:
+            return state.packed(codecs.decode(delivery.body, delivery.content_type, self._codec, exact=False))
+        except codecs.CodecError:
+            return None
+
+    def run_batch(self, batch: Batch, bodies: list[list[Any]], size: int, now: float) -> tuple[int, Any]:
+        """Run the handler on one body after the other: see `lua.state.LuaState.start_batch`."""
+        state = self._state
+        if state is None:  # pragma: no cover - without a state nothing is packed
+            raise RuntimeError("a batch was started in a slot without a state")
+        self.started = now
+        self.session = batch.session
+        self.delivery = batch.deliveries[0]
+        self.batch = batch
+        try:
+            place, outcome = state.start_batch(bodies, size, batch.turn)
+        finally:
+            self.batch = None
+        if place == 0:
+            state.finished()
+        return place, outcome
+
+    def turn_to(self, delivery: Delivery, now: float) -> None:
+        """Be at work on a delivery of a batch, which Lua has started already."""
+        state = self._state
+        if state is None:  # pragma: no cover - it is at work
+            raise RuntimeError("a batch is at work in a slot without a state")
+        state.finished()
+        self.started = now
+        self.delivery = delivery
+        self._context.point_at(delivery)
+        self._invocation = invocation = state.start(self._context, None, None)
+        invocation.begun()
+        if self.interruption:
+            invocation.interrupt(self.interruption)
+
+    def carry_on(self, outcome: Any) -> Request | Finished:
+        """Go on with the delivery at which a batch ended; `outcome` is what Lua came to there."""
+        invocation = self._invocation
+        if invocation is None:  # pragma: no cover - only what was turned to ends a batch
+            raise RuntimeError("a slot was to carry on what it had not started")
+        return invocation.carry_on(outcome)
 
     def traced(self, request: Publish, answer: Answer) -> tuple[Publish, Answer]:
         """Let a publish carry on the trace of the delivery in work, unless the handler set another one.

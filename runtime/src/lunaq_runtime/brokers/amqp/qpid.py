@@ -49,7 +49,7 @@ def refuse_expiration(properties: Properties) -> None:
 
 
 def without_empty_tables(properties: Properties) -> Properties:
-    """Write no value for each empty table: Broker-J confirms such a message, and drops one in fifty (9.2.1)."""
+    """Write no value for each empty table: Broker-J confirms such messages and drops 1 in 50 (9.2.1)."""
     return replace(properties, headers=_filled(properties.headers) or {})
 
 

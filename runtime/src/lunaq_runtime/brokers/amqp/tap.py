@@ -9,7 +9,7 @@ what aiormq writes. Made by `link`, one for each connection; `subscription` and 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiormq.connection import TransportFactory
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 _HEARTBEAT = b"\x08\0\0\0\0\0\0\xce"
 _SIGN_OF_LIFE = 1.0
 """Seconds after which taken traffic is shown to aiormq as a heartbeat: it would hear nothing otherwise."""
+
+ENOUGH = 4
+"""Deliveries and confirms in one chunk after which reading rests until something is written."""
+
+REST = 0.001
+"""Seconds that it rests at most. Under load, many small reads cost more than what they bring: each wakes the
+loop, which takes the interpreter from the thread that runs Lua."""
 
 
 class Listener(Protocol):
@@ -62,12 +69,13 @@ class Tap(TransportFactory):
         self._scanner = Scanner()
         self._consumers: dict[int, tuple[list[Record], DeliveryListener | None]] = {}
         self._publishers: dict[int, tuple[list[Event], ConfirmListener | None]] = {}
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._reader: asyncio.StreamReader | None = None
         self._paused = False
         self._broken = False
         self._blocked = False
         self._last_sign = 0.0
+        self._resting: asyncio.TimerHandle | None = None
 
     @property
     def blocked(self) -> bool:
@@ -92,8 +100,8 @@ class Tap(TransportFactory):
         transport, _ = await loop.create_connection(
             lambda: protocol, url.host or "localhost", url.port or 5672, ssl=tls, **options
         )
-        self._transport = cast("asyncio.WriteTransport", transport)
-        return reader, asyncio.StreamWriter(self._transport, protocol, reader, loop)
+        self._transport = transport
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def agree(self, frame_max: int) -> None:
         """Set the longest frame the broker may send, as agreed at login; 0 is no limit."""
@@ -120,6 +128,8 @@ class Tap(TransportFactory):
         """Write whole frames; into the void once the connection is lost."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames)
+            if self._resting:
+                self._read_on()
 
     def received(self, data: bytes) -> bytes:
         """Take what the socket brought and return what is aiormq's; raises nothing."""
@@ -130,10 +140,13 @@ class Tap(TransportFactory):
         except Exception as error:  # noqa: BLE001 - whatever it is, the stream is beyond repair
             self._break(error)
             return b""
+        brought = 0
         if self._publishers:
-            self._tell_publishers()
+            brought += self._tell_publishers()
         if self._consumers:
-            self._tell_consumers()
+            brought += self._tell_consumers()
+        if brought >= ENOUGH:
+            self._rest()
         if self._scanner.closed:
             self._tell_closed()
         if self._scanner.blocked != self._blocked:
@@ -157,19 +170,39 @@ class Tap(TransportFactory):
         for call in list(self.on_change):
             guarded(call)
 
-    def _tell_publishers(self) -> None:
+    def _tell_publishers(self) -> int:
+        count = 0
         for events, listener in list(self._publishers.values()):
             if events:
+                count += len(events)
                 if listener is not None:
                     guarded(listener.on_events, events)
                 events.clear()
+        return count
 
-    def _tell_consumers(self) -> None:
+    def _tell_consumers(self) -> int:
+        count = 0
         for records, listener in list(self._consumers.values()):
             if records:
+                count += len(records)
                 if listener is not None:
                     guarded(listener.on_records, records)
                 records.clear()
+        return count
+
+    def _rest(self) -> None:
+        """Read no more until there is something to say, or for a moment."""
+        transport = self._transport
+        if self._resting is None and transport is not None and transport.is_reading():
+            transport.pause_reading()
+            self._resting = asyncio.get_running_loop().call_later(REST, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._resting:
+            self._resting.cancel()
+            self._resting = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _tell_closed(self) -> None:
         closed, self._scanner.closed = self._scanner.closed, []

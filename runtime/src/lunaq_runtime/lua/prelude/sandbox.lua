@@ -13,7 +13,20 @@ S.load, S.tostring, S.rawget, S.collect = load, tostring, rawget, collectgarbage
 -- All Python objects share one metatable. Without __index and __call a handler can neither read an
 -- attribute of one nor call one; the prelude calls through the captured function.
 local objects = debug.getmetatable(S.host.log)
-S.call = objects.__call
+local raw_call, point = objects.__call, S.host.point
+
+-- S.index: which message of a batch (scheduler.lua) is being handled. Python hears of it when it is first
+-- called on its behalf, and may answer that this one is to be the last of its batch.
+function S.call(callback, ...)
+  if S.index ~= S.pointed then
+    S.pointed = S.index
+    if raw_call(point, S.index) then
+      S.last = S.index
+    end
+  end
+  return raw_call(callback, ...)
+end
+
 for key in pairs(objects) do
   if key ~= "__gc" then
     objects[key] = nil

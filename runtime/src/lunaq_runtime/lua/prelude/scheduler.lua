@@ -9,9 +9,9 @@ local coroutine, error, type, rawequal, sub = coroutine, error, type, rawequal, 
 local setmetatable = setmetatable
 local raw_create, raw_resume, raw_yield = coroutine.create, coroutine.resume, coroutine.yield
 local raw_close, running, status = coroutine.close, coroutine.running, coroutine.status
-local getinfo = S.getinfo
+local getinfo, pack, unpack = S.getinfo, table.pack, table.unpack
 local sethook, traceback, clock, seconds, call = S.sethook, S.traceback, os.clock, os.time, S.call
-local interrupted = S.host.interrupted
+local interrupted, refused = S.host.interrupted, S.host.refused
 
 local TOKEN, REPLY = {}, {}
 -- A single instruction can take milliseconds (texts of megabytes compared), so the hook comes often, and
@@ -38,6 +38,7 @@ local function look()
       return
     end
     asked = now
+    S.pointed = nil -- where it takes so long, the rest of a batch need not wait for it
     ended = call(interrupted)
     if not ended then
       return
@@ -288,6 +289,50 @@ function S.start(body)
   S.delivery = {}
   local thread = begin(S.handler)
   return drive(raw_resume(thread, body))
+end
+
+-- What a message of a batch came to, packed; nil where it simply succeeded.
+local function judged(ok, first, ...)
+  if ok and not S.many and not rawequal(first, TOKEN) then
+    local second = ...
+    if second == nil and first ~= false and type(first) ~= "userdata" then
+      return nil
+    end
+  end
+  return pack(drive(ok, first, ...))
+end
+
+local function run_batch(...)
+  local values, at = { ... }, 1
+  while S.index < S.last do
+    S.index = S.index + 1
+    local body
+    body, at = values[at](values, at)
+    S.delivery = {}
+    local outcome = judged(raw_resume(begin(S.handler), body))
+    if outcome then
+      return outcome
+    elseif S.pointed == S.index and call(refused) then
+      return { n = 0 } -- Python has refused it a value for lack of memory: its success does not count
+    end
+  end
+end
+
+-- Starts the handler on `count` bodies, one after the other, until one does more than succeed; each is given as
+-- the builder of its shape (shapes.lua) and its values. Returns nothing if all succeeded, or which one did not
+-- and what `start` would have returned for it. An index of 0: there was no room for the bodies.
+function S.start_batch(count, ...)
+  S.index, S.last, S.pointed = 0, count, 0
+  local ok, outcome = raw_pcall(run_batch, ...)
+  local index = S.index
+  S.index, S.pointed = nil, nil
+  if not ok then
+    S.root, S.delivery, S.many = nil, nil, nil
+    return index, "raised", outcome, "", 0
+  elseif outcome then
+    return index, unpack(outcome, 1, outcome.n)
+  end
+  S.root, S.delivery, S.many = nil, nil, nil
 end
 
 -- Hands a reply to the waiting handler: `ok` false raises the value there.

@@ -1,19 +1,22 @@
--- Functions that start the handler on a body with certain keys: they take its values as arguments and build
--- the table in Lua (lua/shapes.py).
+-- Functions for bodies with certain keys (lua/shapes.py): the starter takes the values as arguments, builds the
+-- table and starts the handler; the builder finds itself and its values in a list, and returns the table and
+-- where the next one stands.
 local S = ...
 
 local load, concat, select = S.load, table.concat, select
 
-local makers = {} -- number of keys -> function that takes so many keys and returns the starter
+local makers = {} -- number of keys -> function that takes so many keys and returns starter and builder
 
 local function maker_for(count)
-  local keys, values, fields = {}, {}, {}
+  local keys, values, fields, listed = {}, {}, {}, {}
   for i = 1, count do
-    keys[i], values[i], fields[i] = "k" .. i, "v" .. i, "[k" .. i .. "]=v" .. i
+    keys[i], values[i] = "k" .. i, "v" .. i
+    fields[i], listed[i] = "[k" .. i .. "]=v" .. i, "[k" .. i .. "]=list[at+" .. i .. "]"
   end
   -- Keys come in as values, so that no text of a message is ever compiled.
   local source = "local start = ... return function(" .. concat(keys, ",") .. ") return function("
-    .. concat(values, ",") .. ") return start({" .. concat(fields, ",") .. "}) end end"
+    .. concat(values, ",") .. ") return start({" .. concat(fields, ",") .. "}) end, function(list, at) return {"
+    .. concat(listed, ",") .. "}, at+" .. count + 1 .. " end end"
   return load(source, "=[lunaq]", "t")(S.start)
 end
 

@@ -1,0 +1,110 @@
+"""Several deliveries in one call of Lua: of a short handler, the calls cost more than what it does.
+
+`lane` gathers a batch from what waits and runs it in a slot. Lua handles one delivery after the other,
+until one does more than succeed: that one goes on by itself, the others wait again. While Lua is at it,
+Python hears of a delivery only where something is done on its behalf, or where it takes long; then what has
+succeeded is kept, and what has not started need not wait for it. So a batch delays nobody, and each of them
+ends as it would alone.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from lunaq_runtime.lua.requests import SUCCEEDED
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+
+    from lunaq_runtime.lua.requests import Finished, Request
+    from lunaq_runtime.message import Delivery
+    from lunaq_runtime.worker.session import Session
+    from lunaq_runtime.worker.slot import Slot
+
+    Keep = Callable[[Session, list[Delivery], list[Delivery]], None]
+    """Takes what has succeeded, and what is to wait again."""
+
+MOST = 16
+"""Deliveries of a batch."""
+
+LONGEST = 0.001
+"""Seconds that a batch should take at most; the next one is made larger or smaller accordingly."""
+
+HEAVIEST = 32 * 1024
+"""Bytes of all bodies of a batch: they are in Lua's memory at the same time."""
+
+
+class Batch:
+    """Deliveries of `session` for one call in `slot`.
+
+    `deliveries` are those of which nobody in Python knows yet that they are over; the first one is, or was,
+    in work. Once `run` has returned, it is the one whose outcome that was, and the others have not started.
+    """
+
+    def __init__(self, slot: Slot, session: Session, keep: Keep) -> None:
+        self.deliveries: list[Delivery] = []
+        self._slot = slot
+        self.session = session
+        self._keep = keep
+        self._bodies: list[list[Any]] = []
+        self._size = 0
+        self._since = 0.0
+        self._place = 0  # of the one that Python last heard of
+        self._passed = 0  # how many left the front of `deliveries`
+
+    def gather(self, unstarted: deque[Delivery]) -> Delivery | None:
+        """Take what can run in one call; returns the first that must be started by itself, if any."""
+        packed = self._slot.packed
+        take = unstarted.popleft
+        for _ in range(self._slot.most):
+            try:
+                delivery = take()
+            except IndexError:
+                break
+            size = self._size + len(delivery.body)
+            if size > HEAVIEST or (body := packed(delivery)) is None:
+                return delivery
+            self._size = size
+            self._bodies.append(body)
+            self.deliveries.append(delivery)
+        return None
+
+    def run(self, now: float) -> Request | Finished:
+        """Run it, until one does more than succeed; returns what that one came to.
+
+        `SUCCEEDED` says that all have succeeded; they are left in `deliveries` as far as they were not kept.
+        NoRoomError says that nothing has started.
+        """
+        slot = self._slot
+        self._since = now
+        place, outcome = slot.run_batch(self, self._bodies, self._size, now)
+        if place == 0:
+            return SUCCEEDED
+        if place != self._place:
+            self._turn_to(place, monotonic())
+        return slot.carry_on(outcome)
+
+    def turn(self, place: int) -> bool:
+        """Hear which one is in work, in the middle of it; true where it is to be the last."""
+        now = monotonic()
+        if place != self._place:
+            self._turn_to(place, now)
+        if now - self._since < LONGEST or len(self.deliveries) == 1:
+            return False
+        waiting = self.deliveries[1:]
+        del self.deliveries[1:]
+        self._keep(self.session, [], waiting)
+        return True
+
+    def _turn_to(self, place: int, now: float) -> None:
+        """Keep what came before; from now on Python, too, is at work on this one."""
+        before = place - 1 - self._passed
+        over = self.deliveries[:before]
+        self._slot.turn_to(self.deliveries[before], now)
+        del self.deliveries[:before]
+        self._passed += before
+        self._place = place
+        if over:
+            self._keep(self.session, over, [])

@@ -1,0 +1,187 @@
+"""Deliveries that run in batches: no order, ack, retry or neighbour may show that they do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.worker_stage import CONSUMER
+from lunaq_runtime.lua.state import LuaState, NoRoomError
+from lunaq_runtime.worker.batch import Batch
+
+if TYPE_CHECKING:
+    from harness.worker_stage import Running, Stage
+
+STUCK = "local meta = {} meta.__call = setmetatable({}, meta) meta.__call()"
+"""Seconds in one C function, and no hook in between."""
+
+
+def numbered(count: int, **special: str) -> dict[str, Any]:
+    """Bodies of one shape, by message id m0, m1 and so on; `special` says what some of them are to do."""
+    return {f"m{n}": {"n": n, "do": special.get(f"m{n}", "")} for n in range(count)}
+
+
+@pytest.fixture(autouse=True)
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note how many deliveries each batch had; a slow machine makes them no smaller."""
+    sizes: list[int] = []
+    gather = Batch.gather
+
+    def noted(batch: Batch, *arguments: Any) -> Any:
+        alone = gather(batch, *arguments)
+        sizes.append(len(batch.deliveries))
+        return alone
+
+    monkeypatch.setattr(Batch, "gather", noted)
+    monkeypatch.setattr("lunaq_runtime.worker.lane.LONGEST", 60.0)
+    return sizes
+
+
+def settled(run: Running, what: str = "ack") -> list[str]:
+    return [identity for event, identity in run.broker.events if event == what]
+
+
+async def test_short_handlers_run_in_batches_and_everything_is_acked_in_order(
+    stage: Stage, batches: list[int]
+):
+    run = await stage.start_on(numbered(100), "function handle(b) end", concurrency=1, prefetch=100)
+    await run.seen("ack", "m99")
+    assert settled(run) == list(numbered(100))
+    assert max(batches) > 4
+    assert (run.counters.handled, run.counters.acked, run.counters.failed) == (100, 100, 0)
+    await run.app.drain()
+    assert await stage.ready("app:work") == 0
+
+
+async def test_the_order_is_kept_where_some_have_to_wait_in_the_middle(stage: Stage, batches: list[int]):
+    source = (
+        "seen = {} function handle(b) seen[#seen + 1] = b.n if b.n % 10 == 9 then log(seen) seen = {} end end"
+    )
+    await stage.start_on(numbered(100), source, concurrency=1, prefetch=100)
+    records = await stage.logged(10)
+    assert [n for record in records for n in record] == list(range(100))
+    assert max(batches) > 1
+
+
+async def test_what_a_batch_cannot_hold_runs_by_itself_in_its_turn(stage: Stage, batches: list[int]):
+    source = """
+    seen = {}
+    function handle(b)
+      seen[#seen + 1] = queue.message():id()
+      if #seen == 60 then log(seen) end
+    end"""
+    bodies: dict[str, Any] = numbered(60)
+    bodies |= {"m20": "a text", "m21": [1], "m33": {"n": 33, "do": "x" * 40_000}, "m50": None}
+    await stage.start_on(bodies, source, concurrency=1, prefetch=100)
+    assert (await stage.logged(1))[0] == list(bodies)
+    assert max(batches) > 4
+
+
+async def test_a_batch_that_finds_no_room_runs_one_by_one(
+    stage: Stage, batches: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: Any) -> Any:
+        raise NoRoomError
+
+    monkeypatch.setattr(LuaState, "start_batch", refuse)
+    source = "seen = {} function handle(b) seen[#seen + 1] = b.n if #seen == 60 then log(seen) end end"
+    run = await stage.start_on(numbered(60), source, concurrency=1, prefetch=100)
+    assert (await stage.logged(1))[0] == list(range(60))
+    await run.seen("ack", "m59")
+    assert settled(run) == list(numbered(60))
+    assert batches
+
+
+async def test_a_defect_in_a_batch_loses_nothing(
+    stage: Stage, batches: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lunaq_runtime.worker.desk.DEFECT_PAUSE", 0.01)
+    start = LuaState.start_batch
+    failures: list[int] = []
+
+    def fail_once(self: LuaState, *arguments: Any) -> Any:
+        outcome = start(self, *arguments)
+        if not failures:
+            failures.append(1)
+            raise RuntimeError("a defect of ours")
+        return outcome
+
+    monkeypatch.setattr(LuaState, "start_batch", fail_once)
+    run = await stage.start_on(numbered(60), "function handle(b) end", concurrency=1, prefetch=100)
+    await run.until(lambda: set(settled(run)) == set(numbered(60)), "all to be acked")
+    assert (run.counters.failed, len(settled(run))) == (0, 60)
+    assert failures
+    assert batches
+
+
+async def test_a_failure_in_the_middle_is_retried_and_the_others_are_handled_once(
+    stage: Stage, batches: list[int]
+):
+    source = """
+    function handle(b)
+      if b["do"] == "fail" and queue.message():header("attempts") == 0 then error("once") end
+      if b["do"] == "fail" then log{retried = b.n} end
+    end"""
+    bodies = numbered(60, m20="fail", m41="fail")
+    run = await stage.start_on(bodies, source, concurrency=1, prefetch=100)
+    assert sorted(record["retried"] for record in await stage.logged(2)) == [20, 41]
+    await run.seen("ack", "m20", times=2)
+    await run.seen("ack", "m41", times=2)
+    assert sorted(settled(run)) == sorted([*bodies, "m20", "m41"])
+    assert (run.counters.handled, run.counters.failed, run.counters.retried) == (62, 2, 2)
+    assert max(batches) > 4
+
+
+async def test_a_slow_one_holds_up_neither_the_acks_before_it_nor_the_messages_behind_it(
+    stage: Stage, batches: list[int]
+):
+    source = "function handle(b) if b['do'] == 'loop' then while true do end end end"
+    bodies = numbered(60, m30="loop")
+    run = await stage.start_on(bodies, source, concurrency=2, prefetch=100, timeout=20.0, drain_timeout=0.2)
+    await run.until(lambda: len(settled(run)) == 59, "all but one to be acked")
+    assert run.counters.running == 1
+    assert "m30" not in settled(run)
+    assert max(batches) > 4
+    await run.app.drain()
+    assert settled(run, "requeue") == ["m30"]
+
+
+async def test_one_that_is_stuck_in_c_takes_nobody_with_it(stage: Stage, batches: list[int]):
+    source = f"function handle(b) if b['do'] == 'stuck' then {STUCK} end log{{n = b.n}} end"
+    quick = f"function handle(b) if b['do'] == 'stuck' then {STUCK} end end"
+    bodies = numbered(60, m40="stuck")
+    options: dict[str, Any] = {"concurrency": 1, "prefetch": 100, "timeout": 0.3, "drain_timeout": 0.2}
+    first = await stage.start_on(bodies, quick, **options)
+    first.app._workers[CONSUMER]._stuck_grace = 0.1
+    failure = await asyncio.wait_for(first.app.wait_failed(), 60)
+    assert "in a C call" in str(failure)
+    await first.app.drain()
+    assert max(batches) > 4
+    assert settled(first, "publish dead") == []
+    second = await stage.start(source, **options)
+    second.app._workers[CONSUMER]._stuck_grace = 0.1
+    failure = await asyncio.wait_for(second.app.wait_failed(), 60)
+    dead = (await stage.dead())[0]
+    assert (dead.properties.message_id, dead.properties.headers["x_dead_letter_reason"]) == ("m40", "timeout")
+    await second.app.drain()
+    third = await stage.start(source, **options)
+    await third.until(lambda: not third.counters.running, "what is left to be handled")
+    await third.app.drain()
+    assert await stage.ready("app:work") == 0
+    assert len(await stage.dead()) == 1
+
+
+async def test_a_drain_hands_back_what_a_batch_has_not_started(stage: Stage, batches: list[int]):
+    source = "function handle(b) if b['do'] == 'wait' then log{n = b.n} gate() end end"
+    bodies = numbered(60, m30="wait")
+    run = await stage.start_on(bodies, source, concurrency=1, prefetch=100)
+    await stage.logged(1)
+    assert max(batches) > 4
+    draining = asyncio.create_task(run.app.drain())
+    await run.seen("requeue", "m59")
+    await stage.open_gate()
+    await draining
+    assert settled(run) == list(bodies)[:31]
+    assert sorted(settled(run, "requeue")) == sorted(list(bodies)[31:])

@@ -25,14 +25,15 @@ class FakeTap:
     def consume(self, _channel: int, _listener: Any) -> None:
         return
 
-    def write(self, frames: bytes) -> None:
+    def write(self, frames: bytes, *, answer: bool) -> None:
+        assert not answer
         self.written.append(frames)
 
 
 def settled(count: int) -> Intake:
     """Make an intake that has just acked `count` deliveries, each with a frame of its own."""
     tap: Any = FakeTap()
-    intake = Intake(tap, 1, "q", 1, lambda _deliveries: None)
+    intake = Intake(tap, 1, "q", 1, 10, lambda _deliveries: None)
     intake.begin()
     intake._settlements.delivered = count
     deliveries = [Delivery("q", tag + 1, b"", Properties(), generation=1) for tag in range(count)]

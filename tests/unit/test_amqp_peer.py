@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from harness.amqp_peer import Connection, Peer, Publish
 from harness.pki import Pki
 from harness.waiting import eventually
 from lunaq_runtime.brokers.amqp import AmqpBroker
-from lunaq_runtime.brokers.amqp.tap import Tap
+from lunaq_runtime.brokers.amqp import tap as tap_module
+from lunaq_runtime.brokers.amqp.intake import BUSY, WIDE
+from lunaq_runtime.brokers.amqp.tap import PIECE, Tap
 from lunaq_runtime.message import Delivery, Outgoing, Properties
 
 if TYPE_CHECKING:
@@ -197,7 +200,9 @@ async def test_publishes_of_one_turn_leave_in_one_write(
     peer.on_publish = confirm
     writes: list[int] = []
     write = Tap.write
-    monkeypatch.setattr(Tap, "write", lambda tap, data: (writes.append(len(data)), write(tap, data)))
+    monkeypatch.setattr(
+        Tap, "write", lambda tap, data, **how: (writes.append(len(data)), write(tap, data, **how))
+    )
     await asyncio.gather(*(broker.publish(message(b"%d" % number)) for number in range(100)))
     assert len(writes) == 1
 
@@ -430,9 +435,11 @@ async def test_nothing_is_written_to_a_channel_that_the_broker_closes_in_the_mid
 # Consuming
 
 
-async def consume(peer: Peer, broker: AmqpBroker, **options: Any) -> tuple[AmqpSubscription, list[Delivery]]:
+async def consume(
+    peer: Peer, broker: AmqpBroker, *, prefetch: int = 10, **options: Any
+) -> tuple[AmqpSubscription, list[Delivery]]:
     got: list[Delivery] = []
-    subscription = await broker.consume("q", prefetch=10, on_deliveries=got.extend, **options)
+    subscription = await broker.consume("q", prefetch=prefetch, on_deliveries=got.extend, **options)
     await peer.has(lambda one: one.consuming, "the consumer")
     return subscription, got
 
@@ -545,6 +552,54 @@ async def test_settling_at_once_before_the_consumer_is_confirmed_is_not_lost(pee
     await until(lambda: early, "the delivery")
     subscriptions[0].settle(ack=early)
     await until(lambda: connection.settled == [("ack", b"1")], "the ack")
+
+
+def least(broker: AmqpBroker) -> int:
+    """Tell for how many bytes the kernel wakes us."""
+    transport = broker._link.tap._transport  # type: ignore[union-attr]
+    assert transport is not None
+    size: int = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+    return size
+
+
+async def test_a_busy_connection_is_read_in_larger_pieces_until_an_answer_is_waited_for(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tap_module, "REST", 60.0)
+    await warm(peer, broker)
+    peer.on_publish = confirm
+    subscription, got = await consume(peer, broker, prefetch=WIDE)
+    peer.last.deliver(peer.last.consuming, b"1")
+    await until(lambda: len(got) == 1, "one delivery")
+    assert least(broker) == 1
+    peer.last.deliver(peer.last.consuming, *[b"x"] * BUSY)
+    await until(lambda: len(got) == 1 + BUSY, "several deliveries")
+    assert least(broker) == PIECE
+    subscription.settle(ack=got)
+    await until(lambda: len(peer.last.settled) == 1 + BUSY, "the acks")
+    assert least(broker) == PIECE
+    async with asyncio.timeout(20):
+        await broker.publish(message(b"out"))
+    assert least(broker) == 1
+
+
+async def test_what_is_less_than_a_piece_is_read_after_a_moment(peer: Peer, broker: AmqpBroker):
+    _, got = await consume(peer, broker, prefetch=0)
+    peer.last.deliver(peer.last.consuming, *[b"x"] * BUSY)
+    await until(lambda: len(got) == BUSY, "several deliveries")
+    peer.last.deliver(peer.last.consuming, b"y")
+    await until(lambda: len(got) == 1 + BUSY, "the small one behind them")
+
+
+async def test_a_consumer_of_few_messages_at_a_time_is_never_made_to_wait(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+):
+    """The broker would, too: it sends no more before they are settled."""
+    monkeypatch.setattr(tap_module, "REST", 60.0)
+    _, got = await consume(peer, broker, prefetch=WIDE - 1)
+    peer.last.deliver(peer.last.consuming, *[b"x"] * (WIDE - 1))
+    await until(lambda: len(got) == WIDE - 1, "the deliveries")
+    assert least(broker) == 1
 
 
 async def test_traffic_is_shown_to_aiormq_as_a_sign_of_life(monkeypatch: pytest.MonkeyPatch):

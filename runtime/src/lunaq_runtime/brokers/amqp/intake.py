@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 STASH = 32
 """Settlements of a quorum queue beyond which RabbitMQ keeps further ones back until some are applied."""
 
+BUSY = 4
+"""Deliveries that come at once when more are on their way: the next ones may come in larger pieces."""
+
+WIDE = 100
+"""Unsettled messages beyond which a broker has no reason to wait for us while reading rests."""
+
 LINGER = 1.0
 """Seconds in which what was kept back is applied too: what is left when the channel closes is forgotten."""
 
@@ -38,6 +44,7 @@ class Intake:
         channel: int,
         queue: str,
         generation: int,
+        prefetch: int,
         on_deliveries: Callable[[list[Delivery]], None],
     ) -> None:
         self._tap = tap
@@ -50,6 +57,7 @@ class Intake:
         self._said: asyncio.Future[None] | None = None
         self._said_at = 0.0
         self._said_lately = 0
+        self._wide = prefetch == 0 or prefetch >= WIDE
         self.open = True
         tap.consume(channel, self)
         tap.on_change.append(self._flush)
@@ -96,6 +104,8 @@ class Intake:
             for tag, redelivered, body, head, at in records
         ]
         guarded(self._on_deliveries, batch)
+        if self._wide and len(records) >= BUSY:
+            self._tap.rest()
 
     def on_closed(self) -> None:
         self.leave()
@@ -106,7 +116,7 @@ class Intake:
             if not self._tap.writable:
                 return
             frames = self._settlements.frames()
-            self._tap.write(frames)
+            self._tap.write(frames, answer=False)
             now = asyncio.get_running_loop().time()
             if now - self._said_at > LINGER:
                 self._said_lately = 0

@@ -153,7 +153,7 @@ class AmqpSubscription:
         channel.on_consumer_cancel_callbacks.add(lambda _frame: ended.set())
         await channel.basic_qos(prefetch_count=self._prefetch)
         self._intake = intake = Intake(
-            link.tap, channel.number, self._name, self._generation, self._on_deliveries
+            link.tap, channel.number, self._name, self._generation, self._prefetch, self._on_deliveries
         )
         answer = await channel.basic_consume(
             self._name,

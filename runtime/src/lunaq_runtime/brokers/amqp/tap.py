@@ -9,6 +9,7 @@ what aiormq writes. Made by `link`, one for each connection; `subscription` and 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiormq.connection import TransportFactory
@@ -28,12 +29,12 @@ _HEARTBEAT = b"\x08\0\0\0\0\0\0\xce"
 _SIGN_OF_LIFE = 1.0
 """Seconds after which taken traffic is shown to aiormq as a heartbeat: it would hear nothing otherwise."""
 
-ENOUGH = 4
-"""Deliveries and confirms in one chunk after which reading rests until something is written."""
+PIECE = 8 * 1024
+"""Bytes that the next chunk of a busy connection should have. Many small ones cost more than what they bring:
+each wakes the loop, which takes the interpreter from the thread that runs Lua."""
 
 REST = 0.001
-"""Seconds that it rests at most. Under load, many small reads cost more than what they bring: each wakes the
-loop, which takes the interpreter from the thread that runs Lua."""
+"""Seconds after which it is read however little has come."""
 
 
 class Listener(Protocol):
@@ -124,12 +125,20 @@ class Tap(TransportFactory):
         if channel in self._publishers and self._publishers[channel][1] is listener:
             self._publishers[channel] = self._publishers[channel][0], None
 
-    def write(self, frames: bytes) -> None:
-        """Write whole frames; into the void once the connection is lost."""
+    def write(self, frames: bytes, *, answer: bool = True) -> None:
+        """Write whole frames; into the void once the connection is lost.
+
+        `answer`: whether somebody waits for what the broker says to it, which ends a `rest`.
+        """
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames)
-            if self._resting:
+            if answer and self._resting:
                 self._read_on()
+
+    def rest(self) -> None:
+        """Hear of the next chunk only once it is a large one, or a moment has passed."""
+        if self._resting is None and self._wake_for(PIECE):
+            self._resting = asyncio.get_running_loop().call_later(REST, self._read_on)
 
     def received(self, data: bytes) -> bytes:
         """Take what the socket brought and return what is aiormq's; raises nothing."""
@@ -140,13 +149,10 @@ class Tap(TransportFactory):
         except Exception as error:  # noqa: BLE001 - whatever it is, the stream is beyond repair
             self._break(error)
             return b""
-        brought = 0
         if self._publishers:
-            brought += self._tell_publishers()
+            self._tell_publishers()
         if self._consumers:
-            brought += self._tell_consumers()
-        if brought >= ENOUGH:
-            self._rest()
+            self._tell_consumers()
         if self._scanner.closed:
             self._tell_closed()
         if self._scanner.blocked != self._blocked:
@@ -170,39 +176,36 @@ class Tap(TransportFactory):
         for call in list(self.on_change):
             guarded(call)
 
-    def _tell_publishers(self) -> int:
-        count = 0
-        for events, listener in list(self._publishers.values()):
-            if events:
-                count += len(events)
-                if listener is not None:
-                    guarded(listener.on_events, events)
-                events.clear()
-        return count
-
-    def _tell_consumers(self) -> int:
-        count = 0
-        for records, listener in list(self._consumers.values()):
-            if records:
-                count += len(records)
-                if listener is not None:
-                    guarded(listener.on_records, records)
-                records.clear()
-        return count
-
-    def _rest(self) -> None:
-        """Read no more until there is something to say, or for a moment."""
-        transport = self._transport
-        if self._resting is None and transport is not None and transport.is_reading():
-            transport.pause_reading()
-            self._resting = asyncio.get_running_loop().call_later(REST, self._read_on)
-
     def _read_on(self) -> None:
         if self._resting:
             self._resting.cancel()
             self._resting = None
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+            self._wake_for(1)
+
+    def _wake_for(self, size: int) -> bool:
+        """Ask the kernel to wake us for so many bytes; false where it cannot."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return False
+        try:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+        except OSError:
+            return False
+        return True
+
+    def _tell_publishers(self) -> None:
+        for events, listener in list(self._publishers.values()):
+            if events:
+                if listener is not None:
+                    guarded(listener.on_events, events)
+                events.clear()
+
+    def _tell_consumers(self) -> None:
+        for records, listener in list(self._consumers.values()):
+            if records:
+                if listener is not None:
+                    guarded(listener.on_records, records)
+                records.clear()
 
     def _tell_closed(self) -> None:
         closed, self._scanner.closed = self._scanner.closed, []

@@ -128,16 +128,17 @@ class Stage:
         queue = peer.queue or job.queue
         for name in (queue, OUT):
             await self._queues.empty(name)
+        count = job.count * peer.times
         if not job.rate:
             body = self._tools.body(peer)
-            self._tool([self._tools.go, "fill", "-queue", queue, "-count", str(job.count), "-body", body])
+            self._tool([self._tools.go, "fill", "-queue", queue, "-count", str(count), "-body", body])
         log = self._tools.folder / "peer.log"
         running = Running(peer.command(job, self._tools), self._environment, log)
         try:
             if job.rate:
                 return await self._latency(job, peer, running)
             watched = OUT if job.relay else queue
-            result: Result = await progress(running, self._queues, watched, job.count, fills=job.relay)
+            result: Result = await progress(running, self._queues, watched, count, fills=job.relay)
         finally:
             running.stop()
         if left := await self._queues.ready(queue):

@@ -28,7 +28,7 @@ from harness.toolchain import ROOT
 from harness.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from harness.rabbitmq import RabbitMQ
@@ -297,6 +297,27 @@ class Stage:
         self.books = Books()
         self.client = Client(self.uri, self.books)
         self.runtime = Runtime(self.uri, folder)
+        self._publisher: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def at_it(self, messages: int, *, rate: int, fates: dict[str, float]) -> AsyncIterator[None]:
+        """Handle what is published meanwhile, to its end; the runtime and the publisher never outlive it."""
+        await self.up()
+        publishing = self.client.publish(messages, rate=rate, fates=fates)
+        self._publisher = asyncio.create_task(publishing)
+        try:
+            yield
+            await self._publisher
+            await self.end()
+        finally:
+            self._publisher.cancel()
+            if self.runtime.process.running:
+                self.runtime.kill()
+
+    async def published(self) -> None:
+        """Wait until the publisher of `at_it` is done."""
+        if self._publisher:
+            await self._publisher
 
     async def up(self) -> None:
         self.runtime.start()
@@ -311,6 +332,8 @@ class Stage:
 
         async def grows() -> bool:
             nonlocal seen
+            if self._publisher and self._publisher.done():
+                self._publisher.result()  # what it died of
             before, seen = seen, await self.client.ledger()
             return 0 <= before < seen
 

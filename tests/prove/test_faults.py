@@ -13,7 +13,7 @@ from harness.processes import free_port
 from harness.rabbitmq import RabbitMQ
 from harness.sandbox import Sandbox
 from harness.waiting import eventually
-from prove.accounting import AWAY, PREFETCH, Runtime, Stage, report, restart, scale
+from prove.accounting import AWAY, CONCURRENCY, PREFETCH, Runtime, Stage, report, restart, scale
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(900)
 MESSAGES = max(int(2000 * scale()), 200)
+CUTS = 3
 
 
 @pytest.fixture(name="stage")
@@ -40,24 +41,44 @@ async def test_a_cut_network_loses_nothing(tmp_path: Path) -> None:
         stage = Stage(rabbitmq, tmp_path)
         uri = stage.uri.replace(f"127.0.0.1:{rabbitmq.port}", f"{host}:{port}") + "?heartbeat=4"
         stage.runtime = Runtime(uri, tmp_path, sandbox.wrap_network)
-        await stage.up()
-        publishing = asyncio.create_task(stage.client.publish(MESSAGES, rate=400, fates={"retry": 0.2}))
-        for _ in range(3):
-            seen = await stage.client.ledger()
-            sandbox.run("iptables", "-I", "INPUT", "-s", host, "-j", "DROP")
-            await asyncio.sleep(10)  # longer than two heartbeats: both sides give the connection up
-            sandbox.run("iptables", "-D", "INPUT", "-s", host, "-j", "DROP")
+        async with stage.at_it(MESSAGES, rate=400, fates={"retry": 0.2}):
+            for _ in range(CUTS):
+                seen = await stage.client.ledger()
+                sandbox.run("iptables", "-I", "INPUT", "-s", host, "-j", "DROP")
+                await asyncio.sleep(10)  # longer than two heartbeats: both sides give the connection up
+                sandbox.run("iptables", "-D", "INPUT", "-s", host, "-j", "DROP")
 
-            async def goes_on(seen: int = seen) -> bool:
-                return await stage.client.ledger() > seen + PREFETCH
+                async def goes_on(seen: int = seen) -> bool:
+                    return await stage.client.ledger() > seen + PREFETCH
 
-            await eventually(goes_on, "the runtime to work again", timeout=60)
-        await publishing
-        await stage.all_in()
-        report("cut network", f"3 cuts of 10 s: {stage.books.text()}")
+                await eventually(goes_on, "the runtime to work again", timeout=60)
+        _nothing_lost(stage, interruptions=CUTS)
+        report("cut network", f"{CUTS} cuts of 10 s: {stage.books.text()}")
     finally:
         rabbitmq.stop()
         sandbox.stop()
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "restart"])
+async def test_one_fault_in_the_middle_loses_nothing_and_repeats_no_more_than_was_in_flight(
+    stage: Stage, fault: str
+) -> None:
+    async with stage.at_it(MESSAGES, rate=400, fates={"retry": 0.2, "dead": 0.01}):
+        await stage.goes_on()
+        if fault == "SIGKILL":
+            stage.runtime.kill()
+            stage.runtime.start()
+        else:
+            await restart(stage.rabbitmq)
+        await stage.goes_on()
+    _nothing_lost(stage, interruptions=1)
+    report(f"one {fault}", stage.books.text())
+
+
+def _nothing_lost(stage: Stage, interruptions: int) -> None:
+    assert stage.books.lost() == []
+    assert stage.books.wrongly_dead() == []
+    assert len(stage.books.repeated()) <= interruptions * (PREFETCH + CONCURRENCY)
 
 
 async def test_a_full_ledger_queue_refuses_and_loses_nothing(stage: Stage) -> None:
@@ -72,8 +93,11 @@ async def test_a_full_ledger_queue_refuses_and_loses_nothing(stage: Stage) -> No
 
     await eventually(full, "the ledger to be full", timeout=60)
     stage.rabbitmq.api("DELETE", f"/policies/{vhost}/full")
+    before = set(stage.books.published)
+    await stage.client.publish(50)
     await _all_dead_or_run(stage)
-    report("full queue", f"target took 20 of 100: {stage.books.text()}")
+    assert set(stage.books.runs) >= set(stage.books.published) - before
+    report("full queue", f"target took 20 of 100, and all of 50 once it took more: {stage.books.text()}")
 
 
 async def test_a_target_that_is_deleted_and_made_again_loses_nothing(stage: Stage) -> None:
@@ -146,11 +170,10 @@ async def test_a_slow_handler_across_a_shutdown_ends_and_is_not_repeated(stage: 
 
 
 async def test_retries_that_wait_across_a_restart_of_the_broker_come_back(stage: Stage) -> None:
-    await stage.up()
-    publishing = asyncio.create_task(stage.client.publish(MESSAGES, rate=500, fates={"retry": 1.0}))
-    await eventually(stage.at_work, "handlers to run", timeout=60)
-    await restart(stage.rabbitmq)
-    await publishing
-    await restart(stage.rabbitmq)
-    await stage.all_in()
+    async with stage.at_it(MESSAGES, rate=500, fates={"retry": 1.0}):
+        await eventually(stage.at_work, "handlers to run", timeout=60)
+        await restart(stage.rabbitmq)
+        await stage.published()
+        await restart(stage.rabbitmq)
+    _nothing_lost(stage, interruptions=2)
     report("retries across restarts", stage.books.text())

@@ -25,20 +25,17 @@ async def test_nothing_is_lost_over_kills_of_the_runtime_and_restarts_of_the_bro
     messages, kills, restarts = int(100_000 * scale()), max(int(50 * scale()), 2), max(int(10 * scale()), 1)
     stage = Stage(restartable_rabbitmq, tmp_path)
     runtime, books = stage.runtime, stage.books
-    await stage.up()
-    publishing = asyncio.create_task(stage.client.publish(messages, rate=3000, fates=FATES))
     moments = ["kill"] * kills + ["restart"] * restarts
     random.shuffle(moments)
-    for moment in moments:
-        await stage.goes_on()
-        await asyncio.sleep(random.uniform(0.5, 2.5))
-        if moment == "kill":
-            runtime.kill()
-            runtime.start()
-        else:
-            await restart(restartable_rabbitmq)
-    await publishing
-    await stage.end()
+    async with stage.at_it(messages, rate=3000, fates=FATES):
+        for moment in moments:
+            await stage.goes_on()
+            await asyncio.sleep(random.uniform(0.5, 2.5))
+            if moment == "kill":
+                runtime.kill()
+                runtime.start()
+            else:
+                await restart(restartable_rabbitmq)
     interruptions = kills + restarts
     report(
         "kills",
@@ -56,15 +53,12 @@ async def test_nothing_is_lost_or_handled_twice_over_orderly_ends(
     messages, ends = int(50_000 * scale()), max(int(50 * scale()), 2)
     stage = Stage(restartable_rabbitmq, tmp_path)
     runtime, books = stage.runtime, stage.books
-    await stage.up()
-    publishing = asyncio.create_task(stage.client.publish(messages, rate=1000, fates=FATES))
-    for _ in range(ends):
-        await stage.goes_on()
-        await asyncio.sleep(random.uniform(0.2, 1.0))
-        await runtime.terminate()
-        runtime.start()
-    await publishing
-    await stage.end()
+    async with stage.at_it(messages, rate=1000, fates=FATES):
+        for _ in range(ends):
+            await stage.goes_on()
+            await asyncio.sleep(random.uniform(0.2, 1.0))
+            await runtime.terminate()
+            runtime.start()
     report("drains", f"{ends} SIGTERMs: {books.text()}")
     assert books.lost() == []
     assert books.repeated() == []

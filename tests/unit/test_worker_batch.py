@@ -51,6 +51,7 @@ async def test_short_handlers_run_in_batches_and_everything_is_acked_in_order(
     assert settled(run) == list(numbered(100))
     assert max(batches) > 4
     assert (run.counters.handled, run.counters.acked, run.counters.failed) == (100, 100, 0)
+    assert sum(run.counters.buckets) == 100
     await run.app.drain()
     assert await stage.ready("app:work") == 0
 
@@ -76,6 +77,35 @@ async def test_what_a_batch_cannot_hold_runs_by_itself_in_its_turn(stage: Stage,
     bodies |= {"m20": "a text", "m21": [1], "m33": {"n": 33, "do": "x" * 40_000}, "m50": None}
     await stage.start_on(bodies, source, concurrency=1, prefetch=100)
     assert (await stage.logged(1))[0] == list(bodies)
+    assert max(batches) > 4
+
+
+@pytest.mark.parametrize("room", [True, False])
+async def test_the_order_is_kept_where_some_fail_before_one_that_runs_by_itself(
+    stage: Stage, batches: list[int], monkeypatch: pytest.MonkeyPatch, *, room: bool
+):
+    start = LuaState.start_batch
+
+    def refuse_some(self: LuaState, bodies: list[Any], *arguments: Any) -> Any:
+        if not room and len(bodies) == 8:
+            raise NoRoomError
+        return start(self, bodies, *arguments)
+
+    monkeypatch.setattr(LuaState, "start_batch", refuse_some)
+    source = """
+    seen = {}
+    function handle(b)
+      if queue.message():header("attempts") > 0 then return end
+      seen[#seen + 1] = queue.message():id()
+      if #seen == 60 then log(seen) end
+      if b["do"] == "fail" then error("once") end
+    end"""
+    bodies: dict[str, Any] = numbered(60, m9="fail", m17="fail")
+    bodies |= {"m14": [1], "m20": "a text"}
+    run = await stage.start_on(bodies, source, concurrency=1, prefetch=100)
+    assert (await stage.logged(1))[0] == list(bodies)
+    await run.until(lambda: run.counters.acked + run.counters.retried == 62, "everything to be settled")
+    assert sum(run.counters.buckets) == run.counters.handled == 62
     assert max(batches) > 4
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lunaq_runtime.worker.session import Session
     from lunaq_runtime.worker.slot import Slot
 
-    Keep = Callable[[Session, list[Delivery], list[Delivery]], None]
-    """Takes what has succeeded, and what is to wait again."""
+    Keep = Callable[[Session, list[Delivery], float, list[Delivery]], None]
+    """Takes what has succeeded, in so many seconds each, and what is to wait again."""
 
 MOST = 16
 """Deliveries of a batch."""
@@ -55,7 +55,7 @@ class Batch:
         self._passed = 0  # how many left the front of `deliveries`
 
     def gather(self, unstarted: deque[Delivery]) -> Delivery | None:
-        """Take what can run in one call; returns the first that must be started by itself, if any."""
+        """Take what can run in one call; returns the first one if that must be started by itself."""
         packed = self._slot.packed
         take = unstarted.popleft
         for _ in range(self._slot.most):
@@ -65,7 +65,11 @@ class Batch:
                 break
             size = self._size + len(delivery.body)
             if size > HEAVIEST or (body := packed(delivery)) is None:
-                return delivery
+                if not self.deliveries:
+                    return delivery
+                # Its turn comes after those that are gathered, however far they get.
+                self._keep(self.session, [], 0.0, [delivery])
+                break
             self._size = size
             self._bodies.append(body)
             self.deliveries.append(delivery)
@@ -95,7 +99,7 @@ class Batch:
             return False
         waiting = self.deliveries[1:]
         del self.deliveries[1:]
-        self._keep(self.session, [], waiting)
+        self._keep(self.session, [], 0.0, waiting)
         return True
 
     def _turn_to(self, place: int, now: float) -> None:
@@ -107,4 +111,4 @@ class Batch:
         self._passed += before
         self._place = place
         if over:
-            self._keep(self.session, over, [])
+            self._keep(self.session, over, (now - self._since) / (place - 1), [])

@@ -205,29 +205,22 @@ class Lane:
             outcome = error
         thread.since = now = monotonic()
         if outcome is SUCCEEDED and now - began < LONGEST / 4:
-            slot.most = 2
+            slot.most = max(slot.most, 2)
         return self._over(slot, session, delivery, outcome, now)
 
     def _start_batch(self, slot: Slot, session: Session, thread: LuaThread) -> bool:
         """Run several deliveries in one call; false where the slot is still at work on one of them."""
         batch = Batch(slot, session, self._keep)
         alone = batch.gather(session.unstarted)
-        free = True
-        if batch.deliveries:
-            if session.settler.all_alive(batch.deliveries):
-                free = self._run_batch(batch, slot, thread)
-            else:
-                for number, delivery in enumerate(batch.deliveries, 1):
-                    free = self._start_one(slot, session, thread, delivery)
-                    if not free:
-                        self._keep(session, [], batch.deliveries[number:])
-                        break
-        if alone is None:
-            return free
-        if not free:
-            self._keep(session, [], [alone])
-            return False
-        return self._start_one(slot, session, thread, alone)
+        if alone is not None:
+            return self._start_one(slot, session, thread, alone)
+        deliveries = batch.deliveries
+        if not deliveries:
+            return True
+        if session.settler.all_alive(deliveries):
+            return self._run_batch(batch, slot, thread)
+        self._keep(session, [], 0.0, deliveries[1:])
+        return self._start_one(slot, session, thread, deliveries[0])
 
     def _run_batch(self, batch: Batch, slot: Slot, thread: LuaThread) -> bool:
         session, deliveries, count = batch.session, batch.deliveries, len(batch.deliveries)
@@ -238,7 +231,7 @@ class Lane:
         except NoRoomError:
             slot.release()
             slot.most = 1
-            self._keep(session, [], deliveries)
+            self._keep(session, [], 0.0, deliveries)
             return True
         except Exception as error:  # noqa: BLE001 - told on the loop
             # Whichever of them it was: those before it run twice, none is lost.
@@ -249,25 +242,27 @@ class Lane:
         thread.since = now = monotonic()
         if outcome is not SUCCEEDED:
             slot.most = max(1, slot.most // 4)
-            self._keep(session, [], deliveries[1:])
+            self._keep(session, [], 0.0, deliveries[1:])
             return self._over(slot, session, deliveries[0], outcome, now)
         took = now - began
         if took > LONGEST:
             slot.most = max(1, slot.most // 2)
         elif count == slot.most and took < LONGEST / 2:
             slot.most = min(slot.most * 2, MOST)
-        self.spent.extend([took / count] * len(deliveries))
         slot.release()
-        self._keep(session, deliveries, [])
+        self._keep(session, deliveries, took / count, [])
         return True
 
-    def _keep(self, session: Session, succeeded: list[Delivery], waiting: list[Delivery]) -> None:
+    def _keep(
+        self, session: Session, succeeded: list[Delivery], seconds: float, waiting: list[Delivery]
+    ) -> None:
         """Take what a batch is done with: what succeeded, and what has not started and is to wait again."""
         if waiting:
             session.unstarted.extendleft(reversed(waiting))
             if self._serviceable():
                 self._queue_again()
         if succeeded:
+            self.spent.extend([seconds] * len(succeeded))
             session.succeeded.extend(succeeded)
         if succeeded or session.returning:
             self._wake()

@@ -300,22 +300,25 @@ class Stage:
         self._publisher: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def at_it(self, messages: int, *, rate: int, fates: dict[str, float]) -> AsyncIterator[None]:
-        """Handle what is published meanwhile, to its end; the runtime and the publisher never outlive it."""
+    async def running(self) -> AsyncIterator[None]:
+        """Run to the end of all that is published meanwhile; nothing that was started outlives it."""
         await self.up()
-        publishing = self.client.publish(messages, rate=rate, fates=fates)
-        self._publisher = asyncio.create_task(publishing)
         try:
             yield
-            await self._publisher
+            await self.published()
             await self.end()
         finally:
-            self._publisher.cancel()
+            if self._publisher:
+                self._publisher.cancel()
             if self.runtime.process.running:
                 self.runtime.kill()
 
+    def publish(self, messages: int, *, rate: float = 0, fates: dict[str, float]) -> None:
+        """Begin to publish; `published` awaits the end."""
+        self._publisher = asyncio.create_task(self.client.publish(messages, rate=rate, fates=fates))
+
     async def published(self) -> None:
-        """Wait until the publisher of `at_it` is done."""
+        """Wait until the publisher is done."""
         if self._publisher:
             await self._publisher
 

@@ -41,7 +41,8 @@ async def test_a_cut_network_loses_nothing(tmp_path: Path) -> None:
         stage = Stage(rabbitmq, tmp_path)
         uri = stage.uri.replace(f"127.0.0.1:{rabbitmq.port}", f"{host}:{port}") + "?heartbeat=4"
         stage.runtime = Runtime(uri, tmp_path, sandbox.wrap_network)
-        async with stage.at_it(MESSAGES, rate=400, fates={"retry": 0.2}):
+        async with stage.running():
+            stage.publish(MESSAGES, rate=400, fates={"retry": 0.2})
             for _ in range(CUTS):
                 seen = await stage.client.ledger()
                 sandbox.run("iptables", "-I", "INPUT", "-s", host, "-j", "DROP")
@@ -63,7 +64,8 @@ async def test_a_cut_network_loses_nothing(tmp_path: Path) -> None:
 async def test_one_fault_in_the_middle_loses_nothing_and_repeats_no_more_than_was_in_flight(
     stage: Stage, fault: str
 ) -> None:
-    async with stage.at_it(MESSAGES, rate=400, fates={"retry": 0.2, "dead": 0.01}):
+    async with stage.running():
+        stage.publish(MESSAGES, rate=400, fates={"retry": 0.2, "dead": 0.01})
         await stage.goes_on()
         if fault == "SIGKILL":
             stage.runtime.kill()
@@ -93,6 +95,11 @@ async def test_a_full_ledger_queue_refuses_and_loses_nothing(stage: Stage) -> No
 
     await eventually(full, "the ledger to be full", timeout=60)
     stage.rabbitmq.api("DELETE", f"/policies/{vhost}/full")
+
+    async def lifted() -> bool:
+        return not stage.rabbitmq.api("GET", f"/queues/{vhost}/ledger").get("effective_policy_definition")
+
+    await eventually(lifted, "the limit to be lifted")
     before = set(stage.books.published)
     await stage.client.publish(50)
     await _all_dead_or_run(stage)
@@ -170,7 +177,8 @@ async def test_a_slow_handler_across_a_shutdown_ends_and_is_not_repeated(stage: 
 
 
 async def test_retries_that_wait_across_a_restart_of_the_broker_come_back(stage: Stage) -> None:
-    async with stage.at_it(MESSAGES, rate=500, fates={"retry": 1.0}):
+    async with stage.running():
+        stage.publish(MESSAGES, rate=500, fates={"retry": 1.0})
         await eventually(stage.at_work, "handlers to run", timeout=60)
         await restart(stage.rabbitmq)
         await stage.published()

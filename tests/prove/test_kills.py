@@ -27,10 +27,13 @@ async def test_nothing_is_lost_over_kills_of_the_runtime_and_restarts_of_the_bro
     runtime, books = stage.runtime, stage.books
     moments = ["kill"] * kills + ["restart"] * restarts
     random.shuffle(moments)
-    async with stage.at_it(messages, rate=3000, fates=FATES):
+    async with stage.running():
         for moment in moments:
+            # As fast as it goes, so that there is a backlog at each moment, however fast the machine is.
+            await stage.published()
+            stage.publish(-(-messages // len(moments)), fates=FATES)
             await stage.goes_on()
-            await asyncio.sleep(random.uniform(0.5, 2.5))
+            await asyncio.sleep(random.uniform(0, 1))
             if moment == "kill":
                 runtime.kill()
                 runtime.start()
@@ -53,10 +56,12 @@ async def test_nothing_is_lost_or_handled_twice_over_orderly_ends(
     messages, ends = int(50_000 * scale()), max(int(50 * scale()), 2)
     stage = Stage(restartable_rabbitmq, tmp_path)
     runtime, books = stage.runtime, stage.books
-    async with stage.at_it(messages, rate=1000, fates=FATES):
+    async with stage.running():
         for _ in range(ends):
+            await stage.published()
+            stage.publish(messages // ends, fates=FATES)
             await stage.goes_on()
-            await asyncio.sleep(random.uniform(0.2, 1.0))
+            await asyncio.sleep(random.uniform(0, 0.5))
             await runtime.terminate()
             runtime.start()
     report("drains", f"{ends} SIGTERMs: {books.text()}")

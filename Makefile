@@ -45,7 +45,7 @@ test-node: setup ## the images in real pods on a one-node cluster, started here 
 	@scripts/setup-node
 	$(PYTEST) tests/node $(PARALLEL) $(ARGS)
 
-test: ## check and all four levels of tests: pods beside the rest, for most of it is waiting
+test: ## check and all four levels of tests: pods and API server beside the rest, for most of that is waiting
 	@scripts/preflight
 	@scripts/run-levels check test-unit test-broker -- test-node test-cluster
 

@@ -32,6 +32,7 @@ class Batch:
         assert None not in packed
         place, outcome = self.state.start_batch(packed, KB, self._turn)  # type: ignore[arg-type] # not None: see above
         if place == 0:
+            assert outcome == (self._last or len(bodies))
             return 0, None
         if self.turns[-1:] != [place]:
             self._turn(place)

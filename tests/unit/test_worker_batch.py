@@ -146,6 +146,32 @@ async def test_a_defect_in_a_batch_loses_nothing(
     assert batches
 
 
+async def test_a_batch_that_cannot_be_followed_runs_again_and_loses_nothing(
+    stage: Stage, batches: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "lunaq.handler")
+    monkeypatch.setattr("lunaq_runtime.worker.desk.DEFECT_PAUSE", 0.01)
+    turn = Batch.turn
+    failures: list[int] = []
+
+    def fail_once(self: Batch, place: int) -> bool:
+        if not failures and place == 3 and len(self.deliveries) > place:
+            failures.append(place)
+            raise RuntimeError("a defect of ours")
+        return turn(self, place)
+
+    monkeypatch.setattr(Batch, "turn", fail_once)
+    source = "function handle(b) logger:info(queue.message():id()) end"
+    run = await stage.start_on(numbered(60), source, concurrency=1, prefetch=100)
+    await run.until(lambda: set(settled(run)) == set(numbered(60)), "all to be acked")
+    assert (run.counters.failed, len(settled(run))) == (0, 60)
+    assert {record.message for record in caplog.records if record.name == "lunaq.handler"} == set(
+        numbered(60)
+    )
+    assert failures
+    assert max(batches) > 4
+
+
 async def test_a_failure_in_the_middle_is_retried_and_the_others_are_handled_once(
     stage: Stage, batches: list[int]
 ):
@@ -161,6 +187,23 @@ async def test_a_failure_in_the_middle_is_retried_and_the_others_are_handled_onc
     await run.seen("ack", "m41", times=2)
     assert sorted(settled(run)) == sorted([*bodies, "m20", "m41"])
     assert (run.counters.handled, run.counters.failed, run.counters.retried) == (62, 2, 2)
+    assert max(batches) > 4
+
+
+async def test_one_that_succeeds_with_several_coroutines_speaks_for_itself_only(
+    stage: Stage, batches: list[int]
+):
+    source = """
+    seen = {}
+    function handle(b)
+      seen[#seen + 1] = b.n
+      if b["do"] == "spawn" then coroutine.spawn(function() end) end
+      if #seen == 60 then log(seen) end
+    end"""
+    run = await stage.start_on(numbered(60, m25="spawn"), source, concurrency=1, prefetch=100)
+    assert (await stage.logged(1))[0] == list(range(60))
+    await run.seen("ack", "m59")
+    assert settled(run) == list(numbered(60))
     assert max(batches) > 4
 
 

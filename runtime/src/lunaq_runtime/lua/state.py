@@ -151,7 +151,7 @@ class LuaState:
 
         Returns:
             The place of the message that did more than succeed and what Lua came to there, as `begin` returns
-            it; place 0 where all succeeded, up to the last one.
+            it; or 0 and the place of the last one where all succeeded.
 
         Raises:
             NoRoomError: none has been started.
@@ -164,9 +164,9 @@ class LuaState:
             outcome = self.lua_start_batch(len(bodies), *arguments)
         finally:
             self.callbacks.turn = None
-        if outcome is None:
-            return 0, None
         place, *rest = outcome if isinstance(outcome, tuple) else (outcome,)
+        if place is None:
+            return 0, rest[0]
         if not place:
             raise NoRoomError
         return place, tuple(rest) if len(rest) > 1 else rest[0] if rest else None

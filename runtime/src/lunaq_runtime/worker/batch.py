@@ -40,7 +40,7 @@ class Batch:
     """Deliveries of `session` for one call in `slot`.
 
     `deliveries` are those of which nobody in Python knows yet that they are over; the first one is, or was,
-    in work. Once `run` has returned, it is the one whose outcome that was, and the others have not started.
+    in work. What has not started when it ends is kept for waiting again.
     """
 
     def __init__(self, slot: Slot, session: Session, keep: Keep) -> None:
@@ -78,16 +78,20 @@ class Batch:
     def run(self, now: float) -> Request | Finished:
         """Run it, until one does more than succeed; returns what that one came to.
 
-        `SUCCEEDED` says that all have succeeded; they are left in `deliveries` as far as they were not kept.
-        NoRoomError says that nothing has started.
+        Left in `deliveries` is what that is the outcome of: the one, or all that succeeded and were
+        not kept yet. NoRoomError says that nothing has started.
         """
         slot = self._slot
         self._since = now
         place, outcome = slot.run_batch(self, self._bodies, self._size, now)
         if place == 0:
+            if outcome != self._passed + len(self.deliveries):
+                # Rather all of them once more than one of them never.
+                raise RuntimeError(f"{outcome} deliveries ran, of {self._passed} and {len(self.deliveries)}")
             return SUCCEEDED
         if place != self._place:
             self._turn_to(place, monotonic())
+        self._put_back()
         return slot.carry_on(outcome)
 
     def turn(self, place: int) -> bool:
@@ -97,10 +101,14 @@ class Batch:
             self._turn_to(place, now)
         if now - self._since < LONGEST or len(self.deliveries) == 1:
             return False
+        self._put_back()
+        return True
+
+    def _put_back(self) -> None:
+        """Let wait again what has not started."""
         waiting = self.deliveries[1:]
         del self.deliveries[1:]
         self._keep(self.session, [], 0.0, waiting)
-        return True
 
     def _turn_to(self, place: int, now: float) -> None:
         """Keep what came before; from now on Python, too, is at work on this one."""

@@ -242,7 +242,6 @@ class Lane:
         thread.since = now = monotonic()
         if outcome is not SUCCEEDED:
             slot.most = max(1, slot.most // 4)
-            self._keep(session, [], 0.0, deliveries[1:])
             return self._over(slot, session, deliveries[0], outcome, now)
         took = now - began
         if took > LONGEST:

@@ -319,8 +319,8 @@ local function run_batch(...)
 end
 
 -- Starts the handler on `count` bodies, one after the other, until one does more than succeed; each is given as
--- the builder of its shape (shapes.lua) and its values. Returns nothing if all succeeded, or which one did not
--- and what `start` would have returned for it. An index of 0: there was no room for the bodies.
+-- the builder of its shape (shapes.lua) and its values. Returns nil and the last one's index if all succeeded, or
+-- which one did not and what `start` would have returned for it. An index of 0: there was no room for the bodies.
 function S.start_batch(count, ...)
   S.index, S.last, S.pointed = 0, count, 0
   local ok, outcome = raw_pcall(run_batch, ...)
@@ -333,6 +333,7 @@ function S.start_batch(count, ...)
     return index, unpack(outcome, 1, outcome.n)
   end
   S.root, S.delivery, S.many = nil, nil, nil
+  return nil, index
 end
 
 -- Hands a reply to the waiting handler: `ok` false raises the value there.

@@ -1,7 +1,5 @@
 """An operator with nothing to do writes nothing, also after a restart."""
 
-from collections.abc import Iterator
-
 import pytest
 from operators import Operator
 
@@ -13,12 +11,8 @@ _RESTLESS = dict.fromkeys(("broker_recheck", "queue_recheck", "topology_recheck"
 
 
 @pytest.fixture(scope="module")
-def operator(apiserver, crds, tmp_path_factory) -> Iterator[Operator]:  # noqa: ARG001 - the CRDs must be there
-    process = Operator(apiserver, tmp_path_factory.mktemp("operator"), **_RESTLESS)
-    try:
-        yield process.start().wait_working()
-    finally:
-        process.stop()
+def operator_settings() -> dict:
+    return _RESTLESS
 
 
 def _versions(app) -> dict:

@@ -348,6 +348,12 @@ class Stage:
         await self.runtime.terminate()
         await self.client.read()
 
+    def nothing_lost(self, *, interruptions: int) -> None:
+        """Check the complete books: what was repeated was in flight at one of so many interruptions."""
+        assert self.books.lost() == []
+        assert self.books.wrongly_dead() == []
+        assert len(self.books.repeated()) <= interruptions * (PREFETCH + CONCURRENCY)
+
     async def all_in(self) -> None:
         """Wait until everything is accounted for, and check that nothing is lost or wrongly dead."""
         await self.end()

@@ -13,7 +13,7 @@ from harness.processes import free_port
 from harness.rabbitmq import RabbitMQ
 from harness.sandbox import Sandbox
 from harness.waiting import eventually
-from prove.accounting import AWAY, CONCURRENCY, PREFETCH, Runtime, Stage, report, restart, scale
+from prove.accounting import AWAY, PREFETCH, Runtime, Stage, report, restart, scale
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,7 +53,7 @@ async def test_a_cut_network_loses_nothing(tmp_path: Path) -> None:
                     return await stage.client.ledger() > seen + PREFETCH
 
                 await eventually(goes_on, "the runtime to work again", timeout=60)
-        _nothing_lost(stage, interruptions=CUTS)
+        stage.nothing_lost(interruptions=CUTS)
         report("cut network", f"{CUTS} cuts of 10 s: {stage.books.text()}")
     finally:
         rabbitmq.stop()
@@ -73,14 +73,8 @@ async def test_one_fault_in_the_middle_loses_nothing_and_repeats_no_more_than_wa
         else:
             await restart(stage.rabbitmq)
         await stage.goes_on()
-    _nothing_lost(stage, interruptions=1)
+    stage.nothing_lost(interruptions=1)
     report(f"one {fault}", stage.books.text())
-
-
-def _nothing_lost(stage: Stage, interruptions: int) -> None:
-    assert stage.books.lost() == []
-    assert stage.books.wrongly_dead() == []
-    assert len(stage.books.repeated()) <= interruptions * (PREFETCH + CONCURRENCY)
 
 
 async def test_a_full_ledger_queue_refuses_and_loses_nothing(stage: Stage) -> None:
@@ -189,5 +183,5 @@ async def test_retries_that_wait_across_a_restart_of_the_broker_come_back(stage:
         await restart(stage.rabbitmq)
         await stage.published()
         await restart(stage.rabbitmq)
-    _nothing_lost(stage, interruptions=2)
+    stage.nothing_lost(interruptions=2)
     report("retries across restarts", stage.books.text())

@@ -27,7 +27,7 @@ class Batch:
 
     def run(self, *bodies: dict[str, Any]) -> tuple[int, Any]:
         """Teach the state the shape, run; returns the place where it ended and what that one came to."""
-        self.state.packed(bodies[0])  # seen for the first time
+        self.learn(bodies[0])
         packed = [self.state.packed(body) for body in bodies]
         assert None not in packed
         place, outcome = self.state.start_batch(packed, KB, self._turn)  # type: ignore[arg-type] # not None: see above
@@ -38,6 +38,10 @@ class Batch:
             self._turn(place)
         assert self.invocation
         return place, self.invocation.carry_on(outcome)
+
+    def learn(self, body: dict[str, Any]) -> None:
+        for _ in range(2):
+            self.state._shapes.shape(body)
 
     @property
     def printed(self) -> list[str]:
@@ -171,7 +175,7 @@ def test_a_success_after_python_refused_a_value_for_lack_of_memory_does_not_coun
 def test_bodies_that_do_not_fit_start_nothing():
     batch = Batch("function handle(b) print(b.n) end", memory_limit=2 * KB * KB)
     bodies = [{"n": n, "text": "x" * (KB * KB)} for n in range(4)]
-    batch.state.packed(bodies[0])
+    batch.learn(bodies[0])
     packed = [batch.state.packed(body) for body in bodies]
     with pytest.raises(NoRoomError):
         batch.state.start_batch(packed, 4 * KB * KB, lambda _: False)  # type: ignore[arg-type] # a list of lists
@@ -201,6 +205,15 @@ def test_coroutines_of_one_message_end_with_it():
 def test_what_has_no_shape_is_not_for_a_batch(body: Any):
     state = load("function handle() end")
     assert [state.packed(body) for _ in range(3)] == [None] * 3
+
+
+def test_only_what_is_started_is_learnt_from():
+    """Ever new shapes would use up the room for those that come again."""
+    state = load("function handle() end")
+    assert [state.packed({"n": 1}) for _ in range(3)] == [None] * 3
+    for _ in range(2):
+        state.start(MessageContext("1"), {"n": 1}).step()
+    assert state.packed({"n": 1}) is not None
 
 
 def test_values_of_every_kind_arrive_as_they_would_alone():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.worker_stage import CONSUMER
+from lunaq_runtime import codecs
 from lunaq_runtime.lua.state import LuaState, NoRoomError
 from lunaq_runtime.worker.batch import Batch
 
@@ -78,6 +79,24 @@ async def test_what_a_batch_cannot_hold_runs_by_itself_in_its_turn(stage: Stage,
     await stage.start_on(bodies, source, concurrency=1, prefetch=100)
     assert (await stage.logged(1))[0] == list(bodies)
     assert max(batches) > 4
+
+
+async def test_what_turns_out_to_run_by_itself_is_decoded_once(
+    stage: Stage, batches: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    decoded: list[bytes] = []
+    decode = codecs.decode
+
+    def noted(body: bytes, *arguments: Any, **options: Any) -> Any:
+        decoded.append(body)
+        return decode(body, *arguments, **options)
+
+    monkeypatch.setattr(codecs, "decode", noted)
+    bodies: dict[str, Any] = {f"m{n}": [n] for n in range(60)}
+    run = await stage.start_on(bodies, "function handle(b) end", concurrency=1, prefetch=100)
+    await run.seen("ack", "m59")
+    assert len(decoded) == 60
+    assert batches
 
 
 @pytest.mark.parametrize("room", [True, False])

@@ -74,14 +74,6 @@ class Settler:
         """Whether the delivery is still ours to settle, and nobody is at it; may be asked in any thread."""
         return delivery in self._held and self._reachable(delivery)
 
-    def all_alive(self, deliveries: list[Delivery]) -> bool:
-        """Whether `alive` holds for each of these, the last of which came over the newest connection."""
-        return (
-            self._held.issuperset(deliveries)
-            and self._reachable(deliveries[0])
-            and self._reachable(deliveries[-1])
-        )
-
     def _reachable(self, delivery: Delivery) -> bool:
         return self._no_ack or self._subscription is None or self._subscription.alive(delivery)
 
@@ -92,11 +84,14 @@ class Settler:
 
     def ack(self, deliveries: list[Delivery]) -> int:
         """Ack what handlers are done with; tell how many of them were still ours. These are not reported."""
-        if not deliveries:
-            return 0
-        all_mine = self.all_alive(deliveries)
-        mine = deliveries if all_mine else [delivery for delivery in deliveries if self.alive(delivery)]
-        self._held.difference_update(mine)
+        if self._no_ack or self._subscription is None:
+            reachable = deliveries
+        else:
+            alive = self._subscription.alive
+            reachable = [delivery for delivery in deliveries if alive(delivery)]
+        held = self._held
+        mine = [delivery for delivery in reachable if delivery in held]
+        held.difference_update(mine)
         if not self._no_ack:
             self._acks += mine
             self._schedule_flush()

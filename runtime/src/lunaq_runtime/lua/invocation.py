@@ -106,11 +106,8 @@ class Invocation:
                 return self.abort(ended)
         try:
             return self._go_on(self._answer(reply) if self._started else self._begin())
-        except MemoryError:
-            return self._finish(self._out_of_memory(), state_lost=True)
-        except Exception as failure:
-            logger.exception("a step of a handler failed")
-            return self._finish(self._crash(failure), state_lost=True)
+        except Exception as failure:  # noqa: BLE001 - whatever it is, it ends this run only
+            return self._failed(failure)
 
     def begun(self) -> None:
         """Be the one that Lua is at work on, started by `LuaState.start_batch`."""
@@ -121,11 +118,8 @@ class Invocation:
         """Take over what Lua came to in a batch, as if it were this invocation's first step."""
         try:
             return self._go_on(outcome)
-        except MemoryError:
-            return self._finish(self._out_of_memory(), state_lost=True)
-        except Exception as failure:
-            logger.exception("a step of a handler failed")
-            return self._finish(self._crash(failure), state_lost=True)
+        except Exception as failure:  # noqa: BLE001 - whatever it is, it ends this run only
+            return self._failed(failure)
 
     def _why_ended(self) -> HandlerError | None:
         """Tell why running code must end; called by the count hook, too."""
@@ -346,6 +340,13 @@ class Invocation:
         plain = error is None and not self._settled and not state_lost
         self._finished = finished = SUCCEEDED if plain else Finished(error, self._settled, state_lost)
         return finished
+
+    def _failed(self, failure: Exception) -> Finished:
+        """End it where Lua could not be gone on with."""
+        if isinstance(failure, MemoryError):
+            return self._finish(self._out_of_memory(), state_lost=True)
+        logger.error("a step of a handler failed", exc_info=failure)
+        return self._finish(self._crash(failure), state_lost=True)
 
     def _out_of_memory(self) -> HandlerError:
         limit = self._state.handler.memory_limit

@@ -43,6 +43,10 @@ class Shapes:
         self._known: dict[tuple[Any, ...], Shape] = {}
         self._candidates: set[int] = set()
 
+    def known(self, body: dict[Any, Any]) -> Shape | None:
+        """Find the Lua functions for a body of these keys, and learn nothing."""
+        return self._known.get(tuple(body))
+
     def shape(self, body: dict[Any, Any]) -> Shape | None:
         """Find the Lua functions for a body of these keys; None: there are none."""
         keys = tuple(body)

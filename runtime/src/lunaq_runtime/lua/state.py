@@ -132,8 +132,8 @@ class LuaState:
         return self.lua_start(value)
 
     def packed(self, body: Any) -> list[Any] | None:
-        """Prepare a body for `start_batch`; None where it has to be started by itself."""
-        if body.__class__ is not dict or not (shape := self._shapes.shape(body)):
+        """Prepare a body for `start_batch`; None for one to be started by itself: `begin` learns from it."""
+        if body.__class__ is not dict or not (shape := self._shapes.known(body)):
             return None
         try:
             return [shape[1], *self._shapes.arguments(body)]

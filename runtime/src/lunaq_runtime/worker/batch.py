@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from lunaq_runtime.worker.session import Session
     from lunaq_runtime.worker.slot import Slot
 
-    Keep = Callable[[Session, list[Delivery], float, list[Delivery]], None]
-    """Takes what has succeeded, in so many seconds each, and what is to wait again."""
+    Done = Callable[[Session, list[Delivery], float], None]
+    """Takes what has succeeded, in so many seconds each."""
+    PutBack = Callable[[Session, list[Delivery]], None]
+    """Takes what is to wait again."""
 
 MOST = 16
 """Deliveries of a batch."""
@@ -40,14 +42,15 @@ class Batch:
     """Deliveries of `session` for one call in `slot`.
 
     `deliveries` are those of which nobody in Python knows yet that they are over; the first one is, or was,
-    in work. What has not started when it ends is kept for waiting again.
+    in work. What has not started when it ends is put back.
     """
 
-    def __init__(self, slot: Slot, session: Session, keep: Keep) -> None:
+    def __init__(self, slot: Slot, session: Session, done: Done, put_back: PutBack) -> None:
         self.deliveries: list[Delivery] = []
         self._slot = slot
         self.session = session
-        self._keep = keep
+        self._done = done
+        self._put_back = put_back
         self._bodies: list[list[Any]] = []
         self._size = 0
         self._since = 0.0
@@ -68,7 +71,7 @@ class Batch:
                 if not self.deliveries:
                     return delivery
                 # Its turn comes after those that are gathered, however far they get.
-                self._keep(self.session, [], 0.0, [delivery])
+                self._put_back(self.session, [delivery])
                 break
             self._size = size
             self._bodies.append(body)
@@ -79,7 +82,7 @@ class Batch:
         """Run it, until one does more than succeed; returns what that one came to.
 
         Left in `deliveries` is what that is the outcome of: the one, or all that succeeded and were
-        not kept yet. NoRoomError says that nothing has started.
+        not told of yet. NoRoomError says that nothing has started.
         """
         slot = self._slot
         self._since = now
@@ -91,7 +94,7 @@ class Batch:
             return SUCCEEDED
         if place != self._place:
             self._turn_to(place, monotonic())
-        self._put_back()
+        self._end_here()
         return slot.carry_on(outcome)
 
     def turn(self, place: int) -> bool:
@@ -101,14 +104,15 @@ class Batch:
             self._turn_to(place, now)
         if now - self._since < LONGEST or len(self.deliveries) == 1:
             return False
-        self._put_back()
+        self._end_here()
         return True
 
-    def _put_back(self) -> None:
+    def _end_here(self) -> None:
         """Let wait again what has not started."""
         waiting = self.deliveries[1:]
-        del self.deliveries[1:]
-        self._keep(self.session, [], 0.0, waiting)
+        if waiting:
+            del self.deliveries[1:]
+            self._put_back(self.session, waiting)
 
     def _turn_to(self, place: int, now: float) -> None:
         """Keep what came before; from now on Python, too, is at work on this one."""
@@ -119,4 +123,4 @@ class Batch:
         self._passed += before
         self._place = place
         if over:
-            self._keep(self.session, over, (now - self._since) / (place - 1), [])
+            self._done(self.session, over, (now - self._since) / (place - 1))

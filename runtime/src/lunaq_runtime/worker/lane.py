@@ -210,16 +210,16 @@ class Lane:
 
     def _start_batch(self, slot: Slot, session: Session, thread: LuaThread) -> bool:
         """Run several deliveries in one call; false where the slot is still at work on one of them."""
-        batch = Batch(slot, session, self._keep)
+        batch = Batch(slot, session, self._done, self._put_back)
         alone = batch.gather(session.unstarted)
         if alone is not None:
             return self._start_one(slot, session, thread, alone)
         deliveries = batch.deliveries
         if not deliveries:
             return True
-        if session.settler.all_alive(deliveries):
+        if all(map(session.settler.alive, deliveries)):
             return self._run_batch(batch, slot, thread)
-        self._keep(session, [], 0.0, deliveries[1:])
+        self._put_back(session, deliveries[1:])
         return self._start_one(slot, session, thread, deliveries[0])
 
     def _run_batch(self, batch: Batch, slot: Slot, thread: LuaThread) -> bool:
@@ -231,7 +231,7 @@ class Lane:
         except NoRoomError:
             slot.release()
             slot.most = 1
-            self._keep(session, [], 0.0, deliveries)
+            self._put_back(session, deliveries)
             return True
         except Exception as error:  # noqa: BLE001 - told on the loop
             # Whichever of them it was: those before it run twice, none is lost.
@@ -249,22 +249,22 @@ class Lane:
         elif count == slot.most and took < LONGEST / 2:
             slot.most = min(slot.most * 2, MOST)
         slot.release()
-        self._keep(session, deliveries, took / count, [])
+        self._done(session, deliveries, took / count)
         return True
 
-    def _keep(
-        self, session: Session, succeeded: list[Delivery], seconds: float, waiting: list[Delivery]
-    ) -> None:
-        """Take what a batch is done with: what succeeded, and what has not started and is to wait again."""
-        if waiting:
-            session.unstarted.extendleft(reversed(waiting))
-            if self._serviceable():
-                self._queue_again()
-        if succeeded:
-            self.spent.extend([seconds] * len(succeeded))
-            session.succeeded.extend(succeeded)
-        if succeeded or session.returning:
-            self._wake()
+    def _done(self, session: Session, succeeded: list[Delivery], seconds: float) -> None:
+        """Take what of a batch has succeeded."""
+        self.spent.extend([seconds] * len(succeeded))
+        session.succeeded.extend(succeeded)
+        self._wake()
+
+    def _put_back(self, session: Session, waiting: list[Delivery]) -> None:
+        """Let wait again, in their order, what of a batch has not started."""
+        session.unstarted.extendleft(reversed(waiting))
+        if self._serviceable():
+            self._queue_again()
+        if session.returning:
+            self._wake()  # the loop may have handed back all the others by now
 
     def _over(self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, now: float) -> bool:
         """Tell the loop of an outcome; false where the slot is still at work on its delivery."""

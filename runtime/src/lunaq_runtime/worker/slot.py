@@ -90,6 +90,7 @@ class Slot:
         self.session: Session | None = None
         self.delivery: Delivery | None = None
         self.started = 0.0
+        self._known: tuple[Delivery, Any] | None = None
         self.batch: Batch | None = None
         self.most = 1
         self.pending: Pending | None = None
@@ -116,7 +117,7 @@ class Slot:
         try:
             if len(body) >= codecs.HEAVY:
                 codecs.check_weight(body, delivery.content_type, self._codec, self._memory_limit)
-            value = codecs.decode(body, delivery.content_type, self._codec, exact=False)
+            value = self._decoded(delivery)
         except codecs.TooHeavyError as error:
             return Poison(TOO_LARGE, str(error))
         except codecs.CodecError as error:
@@ -153,9 +154,13 @@ class Slot:
         if state is None or self.interruption or len(delivery.body) >= codecs.HEAVY:
             return None
         try:
-            return state.packed(codecs.decode(delivery.body, delivery.content_type, self._codec, exact=False))
+            value = self._decoded(delivery)
         except codecs.CodecError:
             return None
+        packed = state.packed(value)
+        if packed is None:
+            self._known = delivery, value
+        return packed
 
     def run_batch(self, batch: Batch, bodies: list[list[Any]], size: int, now: float) -> tuple[int, Any]:
         """Run the handler on one body after the other: see `lua.state.LuaState.start_batch`."""
@@ -217,6 +222,13 @@ class Slot:
         self.interruption = error
         if invocation := self._invocation:
             invocation.interrupt(error)
+
+    def _decoded(self, delivery: Delivery) -> Any:
+        """Decode a body, unless `packed` has just done so; CodecError."""
+        known, self._known = self._known, None
+        if known is not None and known[0] is delivery:
+            return known[1]
+        return codecs.decode(delivery.body, delivery.content_type, self._codec, exact=False)
 
     def _failed(self, error: Exception) -> Finished:
         # Whatever broke, it is not the message's loss: the run counts as failed.

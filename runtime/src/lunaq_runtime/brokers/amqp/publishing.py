@@ -18,7 +18,7 @@ from lunaq_runtime.brokers.amqp.declare import TIMEOUT
 from lunaq_runtime.brokers.amqp.outlet import Entry, Outlet, Route
 from lunaq_runtime.brokers.amqp.tap import guarded
 from lunaq_runtime.brokers.base import BrokerError
-from lunaq_runtime.brokers.features import RABBITMQ, Feature
+from lunaq_runtime.brokers.features import Feature
 from lunaq_runtime.brokers.wire import encode_properties
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Publisher:
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
-        self._product = RABBITMQ  # until a link says which it is
+        self._expirations = self._empty_tables = True  # until a link says what its broker lacks
         self._outlet: Outlet | None = None
         self._outlets: set[Outlet] = set()
         self._proven: set[str] = set()
@@ -66,9 +66,9 @@ class Publisher:
             if self._closed:
                 raise BrokerError("closed", f"the connection to {self._endpoint} is closed")  # noqa: TRY301 - told like all others
             found = message.properties
-            if not self._product.has(Feature.EXPIRATION):
+            if not self._expirations:
                 qpid.refuse_expiration(found)
-            if found.headers and not self._product.has(Feature.EMPTY_TABLES):
+            if not self._empty_tables:
                 found = qpid.without_empty_tables(found)
             route = self._routes.get((message.exchange, message.routing_key)) or self._new_route(message)
             properties = encode_properties(found)
@@ -99,7 +99,8 @@ class Publisher:
     def link_up(self, link: Link) -> None:
         """Send over a new connection, first what has been waiting for it."""
         self._link = link
-        self._product = link.product
+        self._expirations = link.product.has(Feature.EXPIRATION)
+        self._empty_tables = link.product.has(Feature.EMPTY_TABLES)
         self._outlet = None
         self._opening: Link | None = None
         self._proven.clear()

@@ -254,19 +254,30 @@ local function failure(thread, value)
   return value, trace, raises
 end
 
-local function finished(thread, ok, ...)
+-- Whether a handler that returned these has succeeded, and nothing more is to be said.
+local function succeeded(first, second)
+  return second == nil and first ~= false and type(first) ~= "userdata"
+end
+
+-- Forgets the handler: one that waits is never resumed, its open variables are not closed.
+function S.abandon()
   S.root, S.delivery, S.many = nil, nil, nil
+end
+local forget = S.abandon
+
+local function finished(thread, ok, ...)
+  forget()
   if not ok then
     return "raised", failure(thread, (...))
   end
   local first, second = ...
-  if second == nil then
+  if succeeded(first, second) then
+    return nil
+  elseif second == nil then
     if first == false then
       return "false"
-    elseif type(first) == "userdata" then
-      return "error", first
     end
-    return nil
+    return "error", first
   elseif type(second) == "userdata" then
     return "error", second
   elseif type(second) == "string" then
@@ -293,11 +304,8 @@ end
 
 -- What a message of a batch came to, packed; nil where it simply succeeded.
 local function judged(ok, first, ...)
-  if ok and not S.many and not rawequal(first, TOKEN) then
-    local second = ...
-    if second == nil and first ~= false and type(first) ~= "userdata" then
-      return nil
-    end
+  if ok and not S.many and not rawequal(first, TOKEN) and succeeded(first, (...)) then
+    return nil
   end
   return pack(drive(ok, first, ...))
 end
@@ -326,24 +334,19 @@ function S.start_batch(count, ...)
   local ok, outcome = raw_pcall(run_batch, ...)
   local index = S.index
   S.index, S.pointed = nil, nil
-  if not ok then
-    S.root, S.delivery, S.many = nil, nil, nil
-    return index, "raised", outcome, "", 0
-  elseif outcome then
+  if ok and outcome then
     return index, unpack(outcome, 1, outcome.n)
   end
-  S.root, S.delivery, S.many = nil, nil, nil
+  forget()
+  if not ok then
+    return index, "raised", outcome, "", 0
+  end
   return nil, index
 end
 
 -- Hands a reply to the waiting handler: `ok` false raises the value there.
 function S.resume(ok, ...)
   return drive(raw_resume(S.root, REPLY, ok, ...))
-end
-
--- Forgets the waiting handler; it is never resumed, its open variables are not closed.
-function S.abandon()
-  S.root, S.delivery, S.many = nil, nil, nil
 end
 
 -- Runs a chunk to its end before any message: true and its values, or false and the error.

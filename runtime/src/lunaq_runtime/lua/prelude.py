@@ -59,8 +59,20 @@ def new_runtime() -> Any:
     )
 
 
+_compiled: dict[str, bytes] = {}
+"""The prelude's files as bytecode: compiling them takes longer than all else that makes a state."""
+
+
 def run_prelude(runtime: Any, shared: Any) -> None:
     """Run the prelude's files with the table `shared`, through which they find each other."""
-    load = runtime.globals()[b"load"]
+    lua = runtime.globals()
+    load, dump = lua[b"load"], lua[b"string"][b"dump"]
+    # Nearly all that a state holds is here to stay, and need not be looked at for each message's garbage.
+    lua[b"collectgarbage"](b"generational")
     for name in FILES:
-        load(source_of(name), b"=[lunaq]", b"t")(shared)
+        if chunk := _compiled.get(name):
+            load(chunk, b"=[lunaq]", b"b")(shared)
+        else:
+            function = load(source_of(name), b"=[lunaq]", b"t")
+            _compiled[name] = dump(function)
+            function(shared)

@@ -295,6 +295,14 @@ CONSUMERS = [
     Refusal("spec.handler.sourceFrom.configMapKeyRef.key must be", _handler_from(key="a/b")),
     Refusal("spec.handler.method must be", handler(method="mails:handle")),
     Refusal("spec.handler.modules[] must be", handler(modules=["json", "http-client"])),
+    Refusal(
+        "spec.handler.httpClient has no effect",
+        handler(modules=["json"], httpClient={"privateRanges": ["10.0.0.0/8"]}),
+    ),
+    Refusal(
+        "spec.handler.httpClient.privateRanges[] must be",
+        handler(modules=["http_client"], httpClient={"privateRanges": ["10.0.0.0"]}),
+    ),
     Refusal("spec.handler.libraries[] must have exactly one", library(source=None)),
     Refusal(
         "spec.handler.libraries[] must have exactly one", library(**_LIBRARY_FROM | {"source": "return 1"})
@@ -533,6 +541,7 @@ ACCEPTED = [
             "sourceFrom": {"configMapKeyRef": {"name": "code", "key": "code.lua"}},
             "method": "handle_email",
             "modules": ["http_client", "json"],
+            "httpClient": {"privateRanges": ["10.96.0.0/12", "fd00::/8"]},
             "libraries": [
                 {"name": "email", "source": "return {}"},
                 {"name": "sms", "sourceFrom": {"configMapKeyRef": {"name": "lib", "key": "sms.lua"}}},

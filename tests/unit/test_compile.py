@@ -109,6 +109,14 @@ def test_an_empty_list_of_modules_reads_back_as_none_allowed():
     assert compiled(consumer(modules=[]), queue()).consumers[worker].handler.modules == ()
 
 
+def test_the_private_ranges_of_http_client_read_back_as_they_are():
+    worker = Id("app", "worker")
+    ranges = ["10.96.0.0/12", "fd00::/8"]
+    reaching = consumer(modules=["http_client"], httpClient={"privateRanges": ranges})
+    assert compiled(reaching, queue()).consumers[worker].handler.private_ranges == tuple(ranges)
+    assert compiled(consumer(), queue()).consumers[worker].handler.private_ranges == ()
+
+
 QUEUES = [
     {},
     {"queueName": "legacy.emails", "codec": "msgpack"},

@@ -314,6 +314,16 @@ def test_a_memory_limit_is_read_into_bytes(text, amount):
     assert handler(memoryLimit=text).handler.memory_limit == amount
 
 
+def _http(ranges, module="http_client"):
+    return {"modules": [module], "httpClient": {"privateRanges": ranges}}
+
+
+def test_the_private_ranges_of_http_client_are_none_unless_listed():
+    assert handler().handler.http_client.private_ranges == ()
+    ranges = ["10.96.0.0/12", "fd00::/8"]
+    assert handler(**_http(ranges)).handler.http_client.private_ranges == tuple(ranges)
+
+
 def test_no_list_of_modules_differs_from_an_empty_one():
     assert handler().handler.modules is None
     assert handler(modules=[]).handler.modules == ()
@@ -359,6 +369,11 @@ def test_a_consumer_that_cannot_be_is_refused_by_field(spec, field):
         ({"memoryLimit": "lots"}, "spec.handler.memoryLimit"),
         ({"modules": ["json", "json"]}, "spec.handler.modules[1]"),
         ({"modules": ["a b"]}, "spec.handler.modules[0]"),
+        (_http(["10.0.0.0/8", "10.0.0.1/8"]), "spec.handler.httpClient.privateRanges[1]"),
+        (_http(["10.0.0.0/8", "10.0.0.0/8"]), "spec.handler.httpClient.privateRanges[1]"),
+        (_http(["all"]), "spec.handler.httpClient.privateRanges[0]"),
+        (_http(["169.254.169.254/32"]), "spec.handler.httpClient.privateRanges[0]"),
+        (_http(["10.0.0.0/8"], "json"), "spec.handler.httpClient"),
         ({"libraries": [{"name": "email"}]}, "spec.handler.libraries[0]"),
         ({"libraries": [{"name": "queue", "source": "x"}]}, "spec.handler.libraries[0].name"),
         ({"libraries": [{"name": "end", "source": "x"}]}, "spec.handler.libraries[0].name"),

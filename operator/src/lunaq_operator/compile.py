@@ -194,6 +194,8 @@ def _consumer(consumer: Consumer, code: Code) -> Document:
     }
     if handler.modules is not None:
         entry["modules"] = list(handler.modules)
+    if ranges := handler.http_client.private_ranges:
+        entry["lunaq"]["httpClient"] = {"privateRanges": list(ranges)}
     return entry
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 from lunaq_operator import names
@@ -77,6 +78,13 @@ class Env:
 
 
 @dataclass(frozen=True, slots=True)
+class HttpClient:
+    """What the module `http_client` may do; `private_ranges` are networks (CIDR) beside the public ones."""
+
+    private_ranges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """The Lua side; `timeout` in milliseconds, `memory_limit` in bytes.
 
@@ -91,6 +99,7 @@ class Handler:
     env: tuple[Env, ...] = ()
     timeout: int = 30_000
     memory_limit: int = 64 * 1024 * 1024
+    http_client: HttpClient = field(default_factory=HttpClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +188,12 @@ def _read_handler(fields: Fields) -> Handler:
         env=fields.children("env", _read_env, most=100),
         timeout=fields.duration("timeout", "30s", most=_LONGEST_TIMEOUT),
         memory_limit=fields.quantity("memoryLimit", "64Mi"),
+        http_client=fields.child("httpClient", _read_http_client) or HttpClient(),
     )
     if handler.memory_limit < _LEAST_MEMORY:
         raise SpecError(fields.at("memoryLimit"), "must be 1Mi at least (m is a thousandth, Mi a mebibyte)")
+    if fields.has("httpClient") and "http_client" not in (handler.modules or ()):
+        raise SpecError(fields.at("httpClient"), "has no effect: list http_client in spec.handler.modules")
     _refuse_twice(fields.at("libraries"), [library.name for library in handler.libraries])
     _refuse_twice(fields.at("env"), [variable.name for variable in handler.env])
     return handler
@@ -196,6 +208,20 @@ def _read_modules(fields: Fields) -> tuple[str, ...] | None:
             raise SpecError(f"{fields.at('modules')}[{at}]", f"{name!r} is not the name of a module")
     _refuse_twice(fields.at("modules"), modules)
     return modules
+
+
+def _read_http_client(fields: Fields) -> HttpClient:
+    ranges = fields.texts("privateRanges", most=64)
+    for at, text in enumerate(ranges):
+        path = f"{fields.at('privateRanges')}[{at}]"
+        try:
+            network = ip_network(text)
+        except ValueError as error:
+            raise SpecError(path, f"{error}: write a network such as 10.0.0.0/8") from error
+        if network.is_link_local:
+            raise SpecError(path, f"{text} is link-local, which http_client never connects to")
+    _refuse_twice(fields.at("privateRanges"), ranges)
+    return HttpClient(ranges)
 
 
 def _refuse_twice(path: str, values: Sequence[str]) -> None:

@@ -24,14 +24,14 @@ TITLES = {
 }
 
 
-def write(folder: Path, medians: Medians, rounds: int) -> None:
-    """Write figures.json and README.md of the results."""
+def write(folder: Path, medians: Medians, rounds: int, version: str) -> None:
+    """Write figures.json and README.md of the results; `version` is RabbitMQ's."""
     nested: dict[str, dict[str, dict[str, float]]] = {}
     for (job, peer), values in medians.items():
         nested.setdefault(job, {})[peer] = values
     (folder / "figures.json").write_text(json.dumps(nested, indent=2, ensure_ascii=False) + "\n")
     setting = (
-        f"Medians of {rounds} shuffled rounds on one RabbitMQ, {os.cpu_count()} cores, Python"
+        f"Medians of {rounds} shuffled rounds on one RabbitMQ {version}, {os.cpu_count()} cores, Python"
         f" {platform.python_version()}. Prefetch 200; CPU is of all of a peer's processes, the broker's not"
         " included. Ratios hold between machines, absolute figures do not."
     )
@@ -72,6 +72,8 @@ def plot(folder: Path) -> None:
 
     figures = json.loads((folder / "figures.json").read_text())
     jobs = [job for job in ("drain-classic", "drain-quorum", "relay") if job in figures]
+    if not jobs:
+        return
     canvas, axes = plt.subplots(len(jobs), 2, figsize=(12, 3 * len(jobs)), squeeze=False)
     for row, job in zip(axes, jobs, strict=True):
         peers = sorted(figures[job].items(), key=lambda one: one[1]["rate"])

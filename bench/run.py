@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from report import Figures
 
 HERE = Path(__file__).parent
+SUITES = {"": "", "4.0": "trixie", "4.3": "sid"}
+"""The Debian suite of each version; none for the installed package."""
 
 
 def main() -> None:
@@ -48,8 +50,23 @@ def main() -> None:
         "--jobs", nargs="*", default=[*(job.name for job in JOBS), "memory"], help="which jobs to run"
     )
     parser.add_argument("--peers", default="", help="only peers whose name contains one of these, by comma")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder to write to")
-    asyncio.run(run(parser.parse_args()))
+    parser.add_argument(
+        "--rabbitmq",
+        choices=[version for version in SUITES if version],
+        default="",
+        help="its version; by default the installed package's",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder to write to; by default bench/results, or a folder of the version in it",
+    )
+    options = parser.parse_args()
+    options.results = options.results or HERE / "results" / (
+        f"rabbitmq-{options.rabbitmq}" if options.rabbitmq else ""
+    )
+    asyncio.run(run(options))
+    subprocess.run([options.python, HERE / "report.py", options.results], check=True)  # noqa: S603 - our own
 
 
 async def run(options: argparse.Namespace) -> None:
@@ -62,7 +79,7 @@ async def run(options: argparse.Namespace) -> None:
     if task := asyncio.current_task():
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     figures: Figures = defaultdict(list)
-    rabbitmq = RabbitMQ()
+    rabbitmq = RabbitMQ(suite=SUITES[options.rabbitmq])
     rabbitmq.start()
     try:
         with tempfile.TemporaryDirectory(prefix="lq-bench-") as folder:
@@ -83,7 +100,7 @@ async def run(options: argparse.Namespace) -> None:
             figures["memory", "lunaq"].append(memory_broker())
     medians = {key: _medians(values) for key, values in figures.items()}
     options.results.mkdir(parents=True, exist_ok=True)
-    report.write(options.results, medians, options.rounds)
+    report.write(options.results, medians, options.rounds, stage.version)
     say(f"written to {options.results}")
 
 
@@ -97,7 +114,10 @@ def memory_broker() -> dict[str, float]:
 
 
 class Stage:
-    """The broker with its queues, and what is needed to run one peer on one job."""
+    """The broker with its queues, and what is needed to run one peer on one job.
+
+    `version` is the broker's, once all is prepared.
+    """
 
     def __init__(self, rabbitmq: RabbitMQ, tools: Tools) -> None:
         self._rabbitmq = rabbitmq
@@ -121,6 +141,7 @@ class Stage:
             if peer.queue:
                 self._tool([self._tools.python, f"{HERE}/peers/{peer.queue.removeprefix('bench-')}_peer.py"])
         connection = await aiormq.connect(self._rabbitmq.uri())
+        self.version = connection.server_properties["version"]
         self._queues = Queues(await connection.channel())
 
     async def measure(self, job: Job, peer: Peer) -> dict[str, float]:

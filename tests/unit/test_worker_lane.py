@@ -14,7 +14,7 @@ from harness.waiting import eventually
 from lunaq_runtime.lua.requests import SUCCEEDED, Sleep
 from lunaq_runtime.message import Delivery, Properties
 from lunaq_runtime.worker import Stepper
-from lunaq_runtime.worker.lane import LOST, Lane
+from lunaq_runtime.worker.lane import LOST, ROUND, Lane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -105,6 +105,53 @@ async def stepper() -> AsyncIterator[Stepper]:
 
 def succeed(_body: bytes) -> Any:
     return SUCCEEDED
+
+
+async def test_the_loop_waits_for_short_handlers_and_needs_no_waking(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+):
+    loop = asyncio.get_running_loop()
+    woken: list[Any] = []
+    monkeypatch.setattr("lunaq_runtime.worker.stepper.WAIT", 60.0)
+    monkeypatch.setattr("lunaq_runtime.worker.lane.ROUND", 60.0)
+    rig = Rig(stepper, FakeSession(*[b"%d" % n for n in range(500)]), succeed, succeed)
+    monkeypatch.setattr(rig.lane, "_call", lambda: woken.append(loop))
+    rig.lane.schedule()
+    await asyncio.sleep(0)
+    assert (len(rig.done), woken) == (500, [])
+
+
+async def test_a_round_ends_where_others_want_the_loop_and_the_rest_has_another(stepper: Stepper):
+    turns = 0
+
+    def take_long(_body: bytes) -> Any:
+        time.sleep(ROUND)
+        return SUCCEEDED
+
+    rig = Rig(stepper, FakeSession(b"1", b"2", b"3"), take_long)
+    rig.lane.schedule()
+    while len(rig.done) < 3:
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 3
+    assert rig.done == [b"1", b"2", b"3"]
+
+
+async def test_who_takes_long_is_not_waited_for_and_after_that_nobody_for_a_while(stepper: Stepper):
+    go_on = threading.Event()
+
+    def take_long(_body: bytes) -> Any:
+        assert go_on.wait(60)
+        return SUCCEEDED
+
+    rig = Rig(stepper, FakeSession(b"1", b"2"), take_long, take_long)
+    assert stepper.patient
+    rig.lane.schedule()
+    await asyncio.sleep(0)
+    assert (rig.done, stepper.patient) == ([], False)  # and only the loop can let the handler go on
+    go_on.set()
+    await rig.until(lambda: len(rig.done) == 2, "both to be done")
+    await rig.until(lambda: stepper.patient, "it to wait again")
 
 
 async def test_deliveries_run_in_order_and_in_one_thread(stepper: Stepper):

@@ -1,15 +1,22 @@
 """Where the event loop and the Lua threads meet, one lane a consumer: deliveries go in, outcomes come out.
 
 The loop appends to `session.unstarted` and calls `schedule`; a thread that serves the lane takes one after
-the other, in whatever slot is free, and does not return to the loop in between. An outcome is visible to
-the loop as soon as it is there: the first one wakes it, and while more follow it looks by itself every
-`LOOK_AGAIN` seconds, so that neither a slow handler holds up the ack of one before it, nor every message
-costs a wake-up. All that both sides touch are deques and plain attributes, each operation atomic.
+the other, in whatever slot is free, and does not return to the loop in between.
+
+The two of them share one interpreter, and at each call of Lua the thread lets go of it: a loop that is awake
+takes it for some small thing, and both spend more on waking each other than on messages. So the loop waits
+for a round of short handlers, and then takes all outcomes at once (measured: a third more messages a second
+where each publishes, for a quarter less CPU). It does not wait for long: where a handler takes its time, the
+loop goes on, and the first outcome wakes it; while more follow it looks by itself every `LOOK_AGAIN` seconds,
+so that neither a slow handler holds up the ack of one before it, nor every message costs a wake-up.
+
+All that both sides touch are deques, queues and plain attributes, each operation atomic.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +49,9 @@ LOOK_AGAIN = 0.001
 TURN = 0.005
 """Seconds after which a thread lets the next consumer have its turn."""
 
+ROUND = 0.002
+"""Seconds after which a thread lets the loop have its turn, where the loop waits for it."""
+
 
 class Lane:
     """One consumer's deliveries on their way through its slots.
@@ -67,6 +77,9 @@ class Lane:
         self._resumable: deque[tuple[Slot, Reply]] = deque()
         self._collect = collect
         self._queued = False
+        self._awaited = False  # the loop waits for the round
+        self._rounds: SimpleQueue[None] = SimpleQueue()  # those that have ended
+        self._closed = False
         self._awake = False  # the loop has been told, or looks by itself
         self._called = False  # and that call has not been made yet
         self._look: asyncio.TimerHandle | None = None
@@ -77,7 +90,8 @@ class Lane:
         """See to it that a thread serves what there is to do."""
         if not self._queued and self._serviceable():
             self._queued = True
-            self._stepper.put(self)
+            # Later, so that a round has all that this turn of the loop brings.
+            self._loop.call_soon(self._begin_round)
 
     def resume(self, slot: Slot, reply: Reply) -> None:
         """Let a slot go on that waited for a reply; an error ends its run."""
@@ -85,10 +99,32 @@ class Lane:
         self.schedule()
 
     def close(self) -> None:
-        """Look no more by itself."""
+        """Begin nothing more, and look no more by itself."""
+        self._closed = True
         if self._look:
             self._look.cancel()
             self._look = None
+
+    def _begin_round(self) -> None:
+        if self._closed:
+            return
+        stepper, rounds = self._stepper, self._rounds
+        if not stepper.patient:
+            stepper.put(self)
+            return
+        while not rounds.empty():
+            rounds.get()  # of a thread that was late
+        self._awaited = self._awake = self._called = True
+        stepper.put(self)
+        ended = stepper.wait_for(rounds)
+        self._awaited = False
+        if ended:
+            # Cleared first: what a late thread appends from here on is either taken below or calls.
+            self._awake = self._called = False
+            self._collect()
+        else:
+            self.look()
+        self.schedule()
 
     def look(self) -> None:
         """Take what outcomes there are, and look again soon if there were any."""
@@ -111,19 +147,22 @@ class Lane:
     def serve(self, thread: LuaThread) -> None:
         """Resume what can go on, start what can start, until nothing is left or the turn is over."""
         self._queued = False
-        if self._several and self._serviceable():
+        if self._several and not self._awaited and self._serviceable():
             # Where this thread does not come back, another one finds the lane in line.
             self._queue_again()
-        until = thread.since + TURN
+        until = thread.since + (ROUND if self._awaited else TURN)
         while not thread.late:
             if thread.since >= until:
-                if self._stepper.waiting:
+                if self._awaited or self._stepper.waiting:
                     break
                 until = thread.since + TURN
             if self._resumable:
                 self._resume_one(thread, until)
             elif not self._start_some(thread, until):
                 break
+        if self._awaited:
+            self._rounds.put(None)  # the loop sees to all that is left
+            return
         if self._serviceable():
             self._queue_again()
         session = self.session

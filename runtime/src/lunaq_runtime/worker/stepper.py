@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 PATIENCE = 0.05
 """Seconds that one step may take while others wait, before another thread takes over."""
 
+WAIT = 0.005
+"""Seconds that the event loop waits for a round of short steps; sockets and probes wait as long."""
+
+ALONE = 0.1
+"""Seconds for which it waits for nobody after it has waited in vain: 5 % of its time at most."""
+
 _Result = TypeVar("_Result")
 
 
@@ -60,6 +66,7 @@ class Stepper:
         self._wanted: queue.SimpleQueue[LuaThread | None] = queue.SimpleQueue()  # wakes the retired one
         self._retired = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._alone_until = 0.0
         self._closed = False
 
     @property
@@ -71,6 +78,20 @@ class Stepper:
     def waiting(self) -> bool:
         """Whether anything is in line."""
         return not self._jobs.empty()
+
+    @property
+    def patient(self) -> bool:
+        """Whether the event loop should wait for what it puts in line: steps have been short lately."""
+        return time.monotonic() >= self._alone_until
+
+    def wait_for(self, ended: queue.SimpleQueue[None]) -> bool:
+        """Hold the event loop until a job in line puts something there; False where it takes too long."""
+        try:
+            ended.get(timeout=WAIT)
+        except queue.Empty:
+            self._alone_until = time.monotonic() + ALONE
+            return False
+        return True
 
     def put(self, job: Job) -> None:
         """Put a job in line; called on the event loop."""

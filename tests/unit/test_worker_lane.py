@@ -154,6 +154,23 @@ async def test_who_takes_long_is_not_waited_for_and_after_that_nobody_for_a_whil
     await rig.until(lambda: stepper.patient, "it to wait again")
 
 
+async def test_what_waits_behind_a_stuck_step_goes_on_where_nobody_is_waited_for(
+    impatient: Stepper, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Stepper, "patient", property(lambda _stepper: False))
+    go_on = threading.Event()
+
+    def behave(body: bytes) -> Any:
+        assert body != b"stuck" or go_on.wait(60)
+        return SUCCEEDED
+
+    rig = Rig(impatient, FakeSession(b"stuck", b"1", b"2"), behave, behave)
+    rig.lane.schedule()
+    await rig.until(lambda: rig.done == [b"1", b"2"], "the others to be done")
+    go_on.set()
+    await rig.until(lambda: len(rig.done) == 3, "all to be done")
+
+
 async def test_deliveries_run_in_order_and_in_one_thread(stepper: Stepper):
     threads = set()
 

@@ -103,6 +103,9 @@ async def stepper() -> AsyncIterator[Stepper]:
     stepper.close()
 
 
+NOBODY_IS_WAITED_FOR = property(lambda _stepper: False)
+
+
 def succeed(_body: bytes) -> Any:
     return SUCCEEDED
 
@@ -110,12 +113,11 @@ def succeed(_body: bytes) -> Any:
 async def test_the_loop_waits_for_short_handlers_and_needs_no_waking(
     stepper: Stepper, monkeypatch: pytest.MonkeyPatch
 ):
-    loop = asyncio.get_running_loop()
-    woken: list[Any] = []
+    woken: list[bool] = []
     monkeypatch.setattr("lunaq_runtime.worker.stepper.WAIT", 60.0)
     monkeypatch.setattr("lunaq_runtime.worker.lane.ROUND", 60.0)
     rig = Rig(stepper, FakeSession(*[b"%d" % n for n in range(500)]), succeed, succeed)
-    monkeypatch.setattr(rig.lane, "_call", lambda: woken.append(loop))
+    monkeypatch.setattr(rig.lane, "_call", lambda: woken.append(True))
     rig.lane.schedule()
     await asyncio.sleep(0)
     assert (len(rig.done), woken) == (500, [])
@@ -137,7 +139,12 @@ async def test_a_round_ends_where_others_want_the_loop_and_the_rest_has_another(
     assert rig.done == [b"1", b"2", b"3"]
 
 
-async def test_who_takes_long_is_not_waited_for_and_after_that_nobody_for_a_while(stepper: Stepper):
+async def test_who_takes_long_is_not_waited_for_and_after_that_nobody_for_a_while(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "lunaq_runtime.worker.stepper.ALONE", 2.0
+    )  # for a machine that stands still meanwhile
     go_on = threading.Event()
 
     def take_long(_body: bytes) -> Any:
@@ -157,7 +164,7 @@ async def test_who_takes_long_is_not_waited_for_and_after_that_nobody_for_a_whil
 async def test_what_waits_behind_a_stuck_step_goes_on_where_nobody_is_waited_for(
     impatient: Stepper, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Stepper, "patient", property(lambda _stepper: False))
+    monkeypatch.setattr(Stepper, "patient", NOBODY_IS_WAITED_FOR)
     go_on = threading.Event()
 
     def behave(body: bytes) -> Any:
@@ -187,7 +194,12 @@ async def test_deliveries_run_in_order_and_in_one_thread(stepper: Stepper):
     assert len(rig.lane.spent) == 500
 
 
-async def test_an_outcome_is_collected_while_the_next_step_is_still_running(stepper: Stepper):
+@pytest.mark.parametrize("patient", [True, False])
+async def test_an_outcome_is_collected_while_the_next_step_is_still_running(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch, *, patient: bool
+):
+    if not patient:
+        monkeypatch.setattr(Stepper, "patient", NOBODY_IS_WAITED_FOR)
     release = threading.Event()
 
     def behave(body: bytes) -> Any:

@@ -24,7 +24,7 @@ import aiormq
 import yaml
 
 import report
-from harness.rabbitmq import RabbitMQ
+from harness.rabbitmq import SUITES, RabbitMQ
 from harness.waiting import eventually
 from jobs import JOBS, OUT, PEERS, Job, Peer, Tools
 from lunaq_runtime.brokers.amqp import AmqpBroker
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from report import Figures
 
 HERE = Path(__file__).parent
-SUITES = {"": "", "4.0": "trixie", "4.3": "sid"}
-"""The Debian suite of each version; none for the installed package."""
 
 
 def main() -> None:
@@ -52,9 +50,9 @@ def main() -> None:
     parser.add_argument("--peers", default="", help="only peers whose name contains one of these, by comma")
     parser.add_argument(
         "--rabbitmq",
-        choices=[version for version in SUITES if version],
+        choices=SUITES,
         default="",
-        help="its version; by default the installed package's",
+        help="RabbitMQ's version; by default the installed package's",
     )
     parser.add_argument(
         "--results",
@@ -79,7 +77,7 @@ async def run(options: argparse.Namespace) -> None:
     if task := asyncio.current_task():
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     figures: Figures = defaultdict(list)
-    rabbitmq = RabbitMQ(suite=SUITES[options.rabbitmq])
+    rabbitmq = RabbitMQ(suite=SUITES.get(options.rabbitmq, ""))
     rabbitmq.start()
     try:
         with tempfile.TemporaryDirectory(prefix="lq-bench-") as folder:

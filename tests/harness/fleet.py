@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from harness.broker import Broker
 from harness.qpid import OwnQpid, Qpid
-from harness.rabbitmq import RabbitMQ, broker_of_environment
+from harness.rabbitmq import SUITES, RabbitMQ, broker_of_environment
 
 _MAKERS: Mapping[str, Callable[[], RabbitMQ | OwnQpid]] = {
-    "rabbitmq40": lambda: RabbitMQ(suite="trixie"),
-    "rabbitmq43": lambda: RabbitMQ(suite="sid"),
+    "rabbitmq40": lambda: RabbitMQ(suite=SUITES["4.0"]),
+    "rabbitmq43": lambda: RabbitMQ(suite=SUITES["4.3"]),
     "qpid": OwnQpid,
 }
 

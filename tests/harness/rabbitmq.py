@@ -23,6 +23,9 @@ from harness.qpid import Qpid
 from harness.toolchain import MissingToolError, rabbitmq_root, system_program
 from harness.waiting import wait_for
 
+SUITES = {"4.0": "trixie", "4.3": "sid"}
+"""The Debian suite that has a newer version."""
+
 _SERVER_BIN = Path("/usr/lib/rabbitmq/bin")
 _OPEN_FILES = 20_000  # with 1,024 new connections hang at some 360 quorum queues
 _CONFIG = """\

@@ -70,9 +70,6 @@ def run_prelude(runtime: Any, shared: Any) -> None:
     # Nearly all that a state holds is here to stay, and need not be looked at for each message's garbage.
     lua[b"collectgarbage"](b"generational")
     for name in FILES:
-        if chunk := _compiled.get(name):
-            load(chunk, b"=[lunaq]", b"b")(shared)
-        else:
-            function = load(source_of(name), b"=[lunaq]", b"t")
-            _compiled[name] = dump(function)
-            function(shared)
+        if name not in _compiled:
+            _compiled[name] = dump(load(source_of(name), b"=[lunaq]", b"t"))
+        load(_compiled[name], b"=[lunaq]", b"b")(shared)

@@ -338,3 +338,80 @@ def test_info_is_denied_where_the_policy_says_no():
     finished = run("local info, err = queue.info('app:emails') print(info, err:kind(), err)", host=host)
     assert finished.printed == ["nil PermissionDenied not allowed: queue.info on app:emails"]
     assert finished.requests == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{a = 1}",
+        "{a = 'text', b = 1.5, c = true, d = false, e = -0.0, f = 1/0, g = math.mininteger}",
+        "{['not \\xff UTF-8'] = 1}",
+        "{a = 'not \\xff UTF-8', b = 'text'}",
+        "{[''] = '', ['\\0'] = '\\0'}",
+        "{1, 2, 3}",
+        "{1, nil, 3}",
+        "{[1] = 'one', one = 1}",
+        "{[1.5] = 1}",
+        "{[true] = 1}",
+        "{a = {b = {}}}",
+        "{a = function() end}",
+        "{a = errors.new('an error')}",
+        "setmetatable({a = 1}, {__index = {b = 2}})",
+        "table.freeze({a = 1})",
+        "{a = string.rep('x', 5000)}",
+        "many(49)",
+        "many(50)",
+        "many(51)",
+        "many(500)",
+    ],
+)
+def test_a_table_goes_out_the_same_with_and_without_headers(data: str):
+    source = f"""
+        local function many(count)
+          local out = {{}}
+          for i = 1, count do out["key" .. i] = i end
+          return out
+        end
+        queue.publish("app:out", {data})
+        queue.publish("app:out", {data}, {{}})
+        queue.publish("app:out", {{after = "it"}})
+    """
+    short, long, after = run(source).requests
+    assert _shown(short) == _shown(long)
+    assert after == Publish("app:out", {"after": "it"}, {})
+
+
+def _shown(request: Publish) -> tuple[str, Any]:
+    """Show a publish so that -0.0 and 0.0, 1 and 1.0, and two equal errors look as they are."""
+    ordered = request.value
+    if isinstance(ordered, dict):
+        ordered = sorted(ordered.items(), key=repr)
+    return request.queue_id, repr(ordered)
+
+
+def test_the_rights_are_asked_in_the_same_order_with_and_without_headers():
+    asked = []
+    for arguments in ("{a = 1}", "{a = 1}, {}"):
+        host = FakeHost()
+        run(f'queue.publish("app:out", {arguments})', host=host)
+        asked.append(host.asked)
+    assert asked[0] == asked[1] == [("queue.publish", ""), ("queue.publish.queue", "app:out")]
+
+
+@pytest.mark.parametrize("headers", ["", ", {}"])
+@pytest.mark.parametrize(
+    ("denied", "text"),
+    [
+        (("queue.publish", ""), "queue publishing not allowed"),
+        (("queue.publish.queue", "app:out"), "not allowed to publish to queue: app:out"),
+    ],
+)
+def test_a_denied_publish_of_a_table_is_the_same_with_and_without_headers(
+    denied: tuple[str, str], text: str, headers: str
+):
+    done = run(
+        f'local ok, err = queue.publish("app:out", {{a = 1}}{headers}) print(ok, err:kind(), err:message())',
+        host=FakeHost(denied=(denied,)),
+    )
+    assert done.requests == []
+    assert done.printed == [f"nil PermissionDenied {text}"]

@@ -50,9 +50,10 @@ def test_nothing_is_spawned_before_there_is_a_message():
 # Overlapping ----------------------------------------------------------------------------------------------
 
 
-def test_a_publish_in_one_coroutine_overlaps_the_sleep_of_another():
-    running = stage("""
-        coroutine.spawn(function() at(tostring(queue.publish("app:q", 1)) .. " published") end)
+@pytest.mark.parametrize("value", ["1", "{n = 1}"])
+def test_a_publish_in_one_coroutine_overlaps_the_sleep_of_another(value: str):
+    running = stage(f"""
+        coroutine.spawn(function() at(tostring(queue.publish("app:q", {value})) .. " published") end)
         time.sleep("1500ms")
         at("slept")
     """)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.lua.errors import HandlerLoadError
 from lunaq_runtime.lua.modules.services import Services
+from lunaq_runtime.policy import DENY_ALL
 from lunaq_runtime.topology import combine, dead_letter_name, topology_of
 from lunaq_runtime.worker import Counters, Stepper, Worker
 from lunaq_runtime.worker.host import state_maker
@@ -75,6 +76,7 @@ class App:
         self._failed: asyncio.Future[HandlerStuckError] | None = None
         self._draining = False
         self._ticked = 0.0
+        self._policy_changes = 0
 
     @property
     def ready(self) -> bool:
@@ -145,6 +147,7 @@ class App:
             await asyncio.sleep(TICK)
 
     def _policy_changed(self) -> None:
+        self._policy_changes += 1
         for worker in self._workers.values():
             worker.policy_changed()
 
@@ -179,8 +182,16 @@ class App:
         if self._stepper is None or self._failed is None:
             raise RuntimeError("start the app first")
 
+        known = -1, DENY_ALL
+
         def policy() -> Policy:
-            return self._policies.policy(consumer.id)
+            nonlocal known
+            changes, rights = known
+            if changes != self._policy_changes:
+                changes = self._policy_changes  # read first: rights that are newer are just read once more
+                rights = self._policies.policy(consumer.id)
+                known = changes, rights
+            return rights
 
         counters = Counters()
         worker = Worker(

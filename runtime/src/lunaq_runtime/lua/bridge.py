@@ -67,6 +67,16 @@ def take(tokens: Iterator[Any]) -> Any:
     return table
 
 
+def pairs(values: list[Any]) -> dict[Any, Any]:
+    """Build a table of its keys and values, one after the other: Lua strings, numbers and booleans."""
+    try:
+        plain = [value.decode() if value.__class__ is bytes else value for value in values]
+    except UnicodeDecodeError:
+        plain = [text(value) if value.__class__ is bytes else value for value in values]
+    each = iter(plain)
+    return dict(zip(each, each, strict=True))
+
+
 def to_lua(value: Any, table: Callable[[Any], Any], new_object: Callable[[], Any]) -> Any:
     """Convert plain data to what lupa pushes as real Lua values.
 

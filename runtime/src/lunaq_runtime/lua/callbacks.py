@@ -32,13 +32,13 @@ class LogVolume:
     """How much one message may still log."""
 
     def __init__(self) -> None:
-        self._records = self._bytes = self._dropped = 0
+        self.records = self._bytes = self._dropped = 0
 
     def admits(self, size: int) -> bool:
         """Count a record of about `size` bytes; False where it is to be dropped."""
-        self._records += 1
+        self.records += 1
         self._bytes += min(size, limits.MAX_LOG_RECORD)
-        if self._records <= limits.MAX_LOG_RECORDS and self._bytes <= limits.MAX_LOG_BYTES:
+        if self.records <= limits.MAX_LOG_RECORDS and self._bytes <= limits.MAX_LOG_BYTES:
             return True
         self._dropped += 1
         return False
@@ -46,7 +46,7 @@ class LogVolume:
     def start_anew(self) -> str:
         """Begin with the next message; tell what of this one was dropped, if something was."""
         dropped = self._dropped
-        self._records = self._bytes = self._dropped = 0
+        self.records = self._bytes = self._dropped = 0
         if not dropped:
             return ""
         return (
@@ -107,7 +107,7 @@ class Callbacks:
 
     def end(self) -> None:
         """Forget the message."""
-        if told := self._log_volume.start_anew():
+        if self._log_volume.records and (told := self._log_volume.start_anew()):
             self._host.log("warn", told, self._automatic_fields(), "")
         self._context = None
         self._interrupted_by = _never

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from lunaq_runtime.lua import publishing
+from lunaq_runtime.lua import bridge, publishing
 from lunaq_runtime.lua.bridge import shown, take
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, TIMEOUT, HandlerError
 from lunaq_runtime.lua.memory import size_of
@@ -123,7 +123,7 @@ class Invocation:
 
     def _why_ended(self) -> HandlerError | None:
         """Tell why running code must end; called by the count hook, too."""
-        if self._error is None and self.remaining <= 0:
+        if self._error is None and self._deadline <= self._state.monotonic():
             self._error = timeout_error(self._state.handler.timeout)
         return self._error
 
@@ -138,7 +138,7 @@ class Invocation:
                 return self._finish(self._out_of_memory(), state_lost=True)
             if outcome is None:
                 return self._finish(None)
-            word, *arguments = outcome if isinstance(outcome, tuple) else (outcome,)
+            word, *arguments = outcome if outcome.__class__ is tuple else (outcome,)
             beside = word == _BESIDE
             if beside:
                 word, *arguments = arguments
@@ -176,7 +176,8 @@ class Invocation:
     def _answer(self, reply: tuple[Any, ...]) -> Any:
         """Hand over the reply to what was asked; returns what Lua comes to."""
         if reply is PUBLISHED:
-            return self._resume(True, True)
+            self._make_room(None)
+            return self._state.lua_resume(True, True)
         asked = self._asked
         if asked is None:
             return self._state.lua_go_on()
@@ -257,6 +258,10 @@ class Invocation:
         payload = Payload(shown(state), shown(refusal) if refusal else "", value, take(stream))
         call = Call(count, shown(id_type), shown(queue_id or b""))
         return publishing.check_publish(call, payload, self._state.host.can, self._state.callbacks.warn)
+
+    def _publish_pairs(self, arguments: list[Any]) -> Publish | HandlerError:
+        queue_id = shown(arguments.pop(0))
+        return publishing.check_pairs(queue_id, bridge.pairs(arguments), self._state.host.can)
 
     def _info(self, arguments: list[Any]) -> Single | HandlerError:
         count, id_type, *rest = arguments
@@ -370,6 +375,7 @@ def _returned_false() -> HandlerError:
 _OPERATIONS: dict[bytes, _Operation] = {
     b"sleep": Invocation._sleep,  # noqa: SLF001 - the table belongs to the class
     b"publish": Invocation._publish,  # noqa: SLF001
+    b"publish_pairs": Invocation._publish_pairs,  # noqa: SLF001
     b"info": Invocation._info,  # noqa: SLF001
     b"ack": Invocation._ack,  # noqa: SLF001
     b"nack": Invocation._nack,  # noqa: SLF001

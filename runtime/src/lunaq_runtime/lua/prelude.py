@@ -10,6 +10,7 @@ from lupa.lua54 import LuaRuntime
 
 FILES = (
     "sandbox",
+    "serve",
     "scheduler",
     "shapes",
     "patterns",
@@ -35,6 +36,9 @@ FILES = (
     "loader",
 )
 """In this order: each uses what the ones before left in the shared table."""
+
+UNSEEN = "serve"
+"""The file whose functions are not to show where they stand, wherever a handler looks."""
 
 
 @cache
@@ -71,5 +75,5 @@ def run_prelude(runtime: Any, shared: Any) -> None:
     lua[b"collectgarbage"](b"generational")
     for name in FILES:
         if name not in _compiled:
-            _compiled[name] = dump(load(source_of(name), b"=[lunaq]", b"t"))
+            _compiled[name] = dump(load(source_of(name), b"=[lunaq]", b"t"), name == UNSEEN)
         load(_compiled[name], b"=[lunaq]", b"b")(shared)

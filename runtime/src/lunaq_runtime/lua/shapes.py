@@ -59,7 +59,7 @@ class Shapes:
             value.encode()
             if (kind := value.__class__) is str
             else value
-            if kind in _PLAIN
+            if kind in _PLAIN or (kind is int and _MIN_INTEGER <= value <= _MAX_INTEGER)
             else convert(value)
             for value in body.values()
         ]
@@ -72,7 +72,7 @@ class Shapes:
 
     def _convert(self, value: Any) -> Any:
         if value.__class__ is int:
-            return value if _MIN_INTEGER <= value <= _MAX_INTEGER else float(value)
+            return float(value)  # beyond what Lua has
         return self._table(value)
 
     def _learn(self, keys: tuple[Any, ...]) -> Shape | None:

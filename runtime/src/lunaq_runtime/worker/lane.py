@@ -49,7 +49,7 @@ LOOK_AGAIN = 0.001
 TURN = 0.005
 """Seconds after which a thread lets the next consumer have its turn."""
 
-ROUND = 0.002
+ROUND = 0.001
 """Seconds after which a thread lets the loop have its turn, where the loop waits for it."""
 
 

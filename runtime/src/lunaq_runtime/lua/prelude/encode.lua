@@ -10,7 +10,12 @@ local ARRAY, OBJECT, error_text, feed = S.host.ARRAY, S.host.OBJECT, S.host.erro
 
 local MAX_DEPTH, MAX_BODY, MAX_FIELDS = S.limits.depth, S.limits.body, S.limits.fields
 local TOKEN = 8 -- bytes that a value counts in fields, besides its text
+local KEPT = 4096 -- bytes of a message that may stay in memory until the next one
 local CHUNK = 100 -- values per call to Python; with more of them, lupa gets slower for each
+
+-- Frozen tables (stdlib.lua) keep their entries behind a metatable: proxy -> the entries.
+local frozen = setmetatable({}, { __mode = "k" })
+S.frozen = frozen
 
 local empty_object = { __name = "object" }
 
@@ -61,7 +66,7 @@ end
 local flatten
 
 local function flatten_table(value, out, n, depth, seen)
-  value = S.frozen[value] or value
+  value = frozen[value] or value
   if seen[value] then
     refuse("cannot encode recursive nesting (a table that contains itself)")
   elseif depth >= MAX_DEPTH then
@@ -107,29 +112,57 @@ function flatten(value, out, n, depth, seen)
   return n + 1
 end
 
--- What most messages are: a table without a metatable, of texts, numbers and booleans under text keys. Does
--- the same in one pass; nil for any other.
-local function flatten_plain(value, out, n)
-  if metatable_of(value) or S.frozen[value] then
+-- What most messages are: a table without a metatable, of texts, numbers and booleans under text keys. Appends
+-- its keys and values in one pass, and returns the new length and how many of `left` bytes there are still; nil
+-- for any other.
+local function append_pairs(value, out, n, left)
+  if metatable_of(value) or frozen[value] then
     return nil
   end
-  local at, count, left = n + 2, 0, room
-  n = at
   for key, item in next, value do
     local kind = type(item)
-    if type(key) ~= "string" or (kind ~= "string" and kind ~= "number" and kind ~= "boolean") then
+    if kind == "string" then
+      left = left - #item
+    elseif kind ~= "number" and kind ~= "boolean" then
       return nil
     end
-    left = left - #key - (kind == "string" and #item or 0)
+    if type(key) ~= "string" then
+      return nil
+    end
+    left = left - #key
     out[n + 1], out[n + 2] = key, item
-    n, count = n + 2, count + 1
+    n = n + 2
   end
-  if count == 0 or left < 0 then
+  if left < 0 then
+    return nil
+  end
+  return n, left
+end
+
+local function flatten_plain(value, out, n)
+  local last, left = append_pairs(value, out, n + 2, room)
+  if not last or last == n + 2 then
     return nil
   end
   room = left
-  out[at - 1], out[at] = OBJECT, count
-  return n
+  out[n + 1], out[n + 2] = OBJECT, (last - n - 2) // 2
+  return last
+end
+
+local scratch = {} -- for one message after the other: filling a new table takes several allocations
+
+-- Returns the keys and values of a table as most messages are, and how many values that are; nil for any other,
+-- an empty one, and one of too many values for one call.
+function S.plain_pairs(value)
+  local out = scratch
+  local n, left = append_pairs(value, out, 0, MAX_BODY)
+  if not n or n == 0 or n > CHUNK then
+    scratch = {}
+    return nil
+  elseif MAX_BODY - left > KEPT then
+    scratch = {}
+  end
+  return out, n
 end
 
 -- Appends `value` to `out` after position n; returns the new length, or nil and why it cannot be encoded.
@@ -203,7 +236,7 @@ local function copy_table(value, depth, seen)
   end
   seen[value] = true
   local result = rawequal(metatable_of(value), empty_object) and S.new_object() or {}
-  for key, item in next, S.frozen[value] or value do
+  for key, item in next, frozen[value] or value do
     local kind = type(key)
     if kind ~= "string" and kind ~= "number" and kind ~= "boolean" then
       refuse("cannot copy a table with a key of type " .. kind)

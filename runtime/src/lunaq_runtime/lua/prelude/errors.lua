@@ -18,7 +18,7 @@ function S.frames(level)
     if not info then
       break
     end
-    if info.short_src ~= "[lunaq]" and info.what ~= "C" then
+    if info.short_src ~= "[lunaq]" and info.currentline > 0 then -- neither of C nor of serve.lua
       lines[#lines + 1] = info.short_src .. ":" .. info.currentline .. ": in " .. (info.name or info.what)
     end
   end

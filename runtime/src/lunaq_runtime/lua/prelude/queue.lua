@@ -4,6 +4,7 @@ local S = ...
 
 local type, next, select, tostring, error, setmetatable = type, next, select, tostring, error, setmetatable
 local call, host, request, fail = S.call, S.host, S.request, S.fail
+local plain_pairs, unpack = S.plain_pairs, table.unpack
 local MAX_BODY = S.limits.body
 
 local function id_of(value)
@@ -43,10 +44,7 @@ end
 
 local queue = {}
 
-function queue.publish(...)
-  if not S.delivery then
-    return fail("no context")
-  end
+local function publish(...)
   local count, id, data, headers = select("#", ...), ...
   local id_type, id_text = id_of(id)
   local empty = data == nil or data == ""
@@ -66,6 +64,21 @@ function queue.publish(...)
   n, too_large = flatten_headers(headers, out, n)
   why = why or too_large
   return request("publish", count, id_type, id_text, state, why, S.with_tokens(out, n))
+end
+
+function queue.publish(...)
+  if not S.delivery then
+    return fail("no context")
+  end
+  local id, data, headers = ...
+  if headers == nil and type(data) == "table" and type(id) == "string" and id ~= "" then
+    -- As most are: nothing is left for Python to check but the rights.
+    local out, n = plain_pairs(data)
+    if out then
+      return request("publish_pairs", id, unpack(out, 1, n))
+    end
+  end
+  return publish(...)
 end
 
 function queue.info(...)

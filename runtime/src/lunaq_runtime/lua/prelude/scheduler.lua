@@ -5,15 +5,16 @@
 -- waits for a channel, `S.many` is set and tasks.lua decides who goes on.
 local S = ...
 
-local coroutine, error, type, rawequal, sub = coroutine, error, type, rawequal, string.sub
+local coroutine, error, type, sub, gsub = coroutine, error, type, string.sub, string.gsub
 local setmetatable = setmetatable
 local raw_create, raw_resume, raw_yield = coroutine.create, coroutine.resume, coroutine.yield
 local raw_close, running, status = coroutine.close, coroutine.running, coroutine.status
 local getinfo, pack, unpack = S.getinfo, table.pack, table.unpack
 local sethook, traceback, clock, seconds, call = S.sethook, S.traceback, os.clock, os.time, S.call
 local interrupted, refused = S.host.interrupted, S.host.refused
+local serve, DONE = S.serve, S.DONE
 
-local TOKEN, REPLY = {}, {}
+local TOKEN, REPLY = function() end, function() end -- functions: see serve.lua
 -- A single instruction can take milliseconds (texts of megabytes compared), so the hook comes often, and
 -- looks at the clock only every TURNS times, or when a second has passed.
 local COUNT, TURNS = 300, 16
@@ -25,6 +26,7 @@ local PATIENCE = 0.01 -- seconds of CPU time between two questions to Python, wh
 local owned = setmetatable({}, { __mode = "k" }) -- coroutines that wait, or that are not the handler's to resume
 local ended = false -- its time is up, or it was interrupted; Python knows why
 local raises = 0 -- how often that had to be raised
+local idle -- the handler's coroutine of the message before, ready for another one
 local asked = clock()
 local turns, second = 0, 0
 -- Made beforehand: at the memory limit, an error that needs memory could not be raised.
@@ -131,7 +133,7 @@ local function go_on(thread, ...)
 end
 
 local function pass(thread, ok, first, ...)
-  if ok and rawequal(first, TOKEN) then
+  if ok and first == TOKEN then
     owned[thread] = true
     return pass(thread, go_on(thread, raw_yield(TOKEN, ...)))
   end
@@ -207,7 +209,7 @@ S.coroutine = {
     end
   end,
   yield = function(...)
-    if rawequal(running(), S.root) then
+    if running() == S.root then
       error("attempt to yield from outside a coroutine: wait with time.sleep or a channel", 2)
     end
     return raw_yield(...)
@@ -215,7 +217,7 @@ S.coroutine = {
 }
 
 local function answer(mark, ok, ...)
-  if not rawequal(mark, REPLY) then
+  if mark ~= REPLY then
     error("this coroutine was waiting on behalf of an earlier message and cannot go on", 0)
   end
   if ok then
@@ -238,9 +240,22 @@ local function begin(body)
   return thread
 end
 
+-- Starts the handler on `body`, in the coroutine it had for the message before if that one is still good.
+local function handle(body)
+  local thread = idle
+  if not thread then
+    thread = begin(serve)
+    owned[thread] = true -- not the handler's to resume, whatever it remembers of earlier messages
+    return raw_resume(thread, body, S.handler)
+  end
+  S.root, idle = thread, nil
+  ended, raises = false, 0
+  return raw_resume(thread, body)
+end
+
 -- What a dead coroutine ended with, as values Python can take: text, traceback, or an error object.
 local function failure(thread, value)
-  local trace = traceback(thread)
+  local trace = gsub(traceback(thread), "\n\t%?: in [^\n]*$", "")
   note_end(thread, false, value)
   if not doomed[thread] then
     raw_close(thread)
@@ -265,13 +280,14 @@ function S.abandon()
 end
 local forget = S.abandon
 
-local function finished(thread, ok, ...)
+local function finished(thread, ok, mark, first, second)
+  if mark == DONE then
+    idle = thread
+  end
   forget()
   if not ok then
-    return "raised", failure(thread, (...))
-  end
-  local first, second = ...
-  if succeeded(first, second) then
+    return "raised", failure(thread, mark)
+  elseif succeeded(first, second) then
     return nil
   elseif second == nil then
     if first == false then
@@ -289,7 +305,7 @@ end
 local function drive(ok, first, ...)
   if S.many then
     return S.turn(ok, first, ...)
-  elseif ok and rawequal(first, TOKEN) then
+  elseif ok and first == TOKEN then
     return ...
   end
   return finished(S.root, ok, first, ...)
@@ -298,16 +314,16 @@ end
 -- Starts the handler on one body; returns nothing for success, or a word and what belongs to it.
 function S.start(body)
   S.delivery = {}
-  local thread = begin(S.handler)
-  return drive(raw_resume(thread, body))
+  return drive(handle(body))
 end
 
 -- What a message of a batch came to, packed; nil where it simply succeeded.
-local function judged(ok, first, ...)
-  if ok and not S.many and not rawequal(first, TOKEN) and succeeded(first, (...)) then
+local function judged(ok, mark, ...)
+  if mark == DONE and not S.many and succeeded(...) then
+    idle = S.root
     return nil
   end
-  return pack(drive(ok, first, ...))
+  return pack(drive(ok, mark, ...))
 end
 
 local function run_batch(...)
@@ -317,7 +333,7 @@ local function run_batch(...)
     local body
     body, at = values[at](values, at)
     S.delivery = {}
-    local outcome = judged(raw_resume(begin(S.handler), body))
+    local outcome = judged(handle(body))
     if outcome then
       return outcome
     elseif S.pointed == S.index and call(refused) then

@@ -74,9 +74,6 @@ function table.create()
   return {}
 end
 
--- Frozen tables keep their entries behind a metatable; S.frozen lets encoding see them.
-S.frozen = setmetatable({}, { __mode = "k" })
-
 function table.freeze(list)
   if type(list) ~= "table" then
     S.bad_argument(1, "freeze", "table expected, got " .. type(list))

@@ -2,11 +2,11 @@
 -- All of it happens inside one invocation. Python is asked for nothing but to carry requests out and to wait.
 local S = ...
 
-local error, next, rawequal, type = error, next, rawequal, type
+local error, next, type = error, next, type
 local pack, unpack, concat = table.pack, table.unpack, table.concat
 local raw_resume = coroutine.resume
 local call, host, request, getinfo = S.call, S.host, S.request, S.getinfo
-local TOKEN, REPLY, PARK = S.TOKEN, S.REPLY, {}
+local TOKEN, REPLY, PARK = S.TOKEN, S.REPLY, function() end
 
 local TURNS = 64 -- switches between two looks at the clock
 local PATIENCE = 10000000 -- nanoseconds of switching after which replies that have come get in between
@@ -147,7 +147,7 @@ local function position(task)
     local info = getinfo(task.thread, level, "Sl")
     if not info then
       return "?"
-    elseif info.short_src ~= "[lunaq]" and info.what ~= "C" then
+    elseif info.short_src ~= "[lunaq]" and info.currentline > 0 then
       return info.short_src .. ":" .. info.currentline
     end
   end
@@ -200,8 +200,8 @@ local advance
 function S.turn(ok, first, ...)
   local many = S.many
   local task = many.current
-  if ok and rawequal(first, TOKEN) then
-    if rawequal((...), PARK) then
+  if ok and first == TOKEN then
+    if (...) == PARK then
       return advance()
     elseif many.outstanding == 0 and many.first > many.last and many.alarms.n == 0 then
       return ... -- nothing else can happen before this is answered

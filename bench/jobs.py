@@ -11,7 +11,8 @@ import yaml
 
 HERE = Path(__file__).parent
 PREFETCH = 200
-CONCURRENCY = 100
+CONCURRENCY = 200
+"""Messages relayed at a time: as many as a broker gives, for Go's pipeline has no other limit either."""
 BODY = '{"id": NUMBER, "amount": 12.5, "customer": "c-48213", "kind": "order", "note": "%s"}' % ("x" * 110)
 """A message of some 200 bytes; NUMBER becomes its number."""
 
@@ -41,12 +42,14 @@ OUT = "bench.out"
 class Peer:
     """Someone who takes part in `jobs`, with `acks` at a time.
 
+    With `stamp`, what is relayed has a message id and the time, as ours has to have (lua-api.md 1.3).
     The fast ones get `times` as many messages: else they were done before their CPU can be told, in 10 ms.
     """
 
     name: str
     jobs: tuple[str, ...] = ("drain-classic", "drain-quorum", "relay")
     acks: int = 1
+    stamp: bool = False
     times: int = 1
     module: str = ""
     queue: str = ""
@@ -65,6 +68,7 @@ class Peer:
         arguments = ["--queue", job.queue, "--prefetch", str(PREFETCH), "--acks", str(self.acks)]
         arguments += ["--concurrency", str(CONCURRENCY)]
         arguments += ["--out", f"{OUT}.x"] if job.relay else []
+        arguments += ["--stamp"] if self.stamp else []
         if self.name.startswith("Go"):
             return [tools.go, "consume", *(one.replace("--", "-", 1) for one in arguments)]
         return [tools.python, str(HERE / "peers" / self.module), *arguments]
@@ -92,6 +96,7 @@ PEERS = (
     Peer(
         "Go, `multiple` acks by 50", ("drain-classic", "drain-quorum", "relay", "latency"), acks=50, times=4
     ),
+    Peer("Go, `multiple` acks by 50, with id and time", ("relay",), acks=50, times=4, stamp=True),
     Peer("Go, single acks", ("drain-classic", "drain-quorum", "relay", "latency"), times=4),
     Peer("aiormq + uvloop, acks by 50", acks=50, module="aiormq_peer.py"),
     Peer("aio-pika", ("drain-classic", "drain-quorum", "relay", "latency"), module="aio_pika_peer.py"),

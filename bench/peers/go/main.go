@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -41,6 +42,7 @@ func main() {
 	prefetch := flags.Int("prefetch", 200, "prefetch")
 	acks := flags.Int("acks", 1, "messages a (multiple) ack covers")
 	concurrency := flags.Int("concurrency", 100, "relay with single acks: goroutines")
+	stamp := flags.Bool("stamp", false, "relay with multiple acks: publish with a message id and the time, as lunaq has to")
 	body := flags.String("body", "", "file with the body; NUMBER in it becomes the message's number")
 	rate := flags.Int("rate", 500, "latency: messages a second")
 	_ = flags.Parse(os.Args[2:])
@@ -68,7 +70,7 @@ func main() {
 		case *acks == 1:
 			relaySingly(connection, deliveries, *out, *concurrency)
 		default:
-			relayBatched(connection, deliveries, *out, *acks)
+			relayBatched(connection, deliveries, *out, *acks, *stamp)
 		}
 	default:
 		log.Fatalf("no such command: %s", os.Args[1])
@@ -139,7 +141,7 @@ func relaySingly(connection *amqp.Connection, deliveries <-chan amqp.Delivery, e
 }
 
 // relayBatched pipelines: publish at once, await the confirms in order, ack with `multiple`.
-func relayBatched(connection *amqp.Connection, deliveries <-chan amqp.Delivery, exchange string, acks int) {
+func relayBatched(connection *amqp.Connection, deliveries <-chan amqp.Delivery, exchange string, acks int, stamp bool) {
 	channel := confirming(connection)
 	type pending struct {
 		delivery amqp.Delivery
@@ -161,9 +163,21 @@ func relayBatched(connection *amqp.Connection, deliveries <-chan amqp.Delivery, 
 	}()
 	for delivery := range deliveries {
 		handle(delivery.Body)
-		confirm := must(channel.PublishWithDeferredConfirmWithContext(context.Background(), exchange, "", true, false, outgoing(delivery.Body)))
+		message := outgoing(delivery.Body)
+		if stamp {
+			message.MessageId, message.Timestamp = randomID(), time.Now()
+		}
+		confirm := must(channel.PublishWithDeferredConfirmWithContext(context.Background(), exchange, "", true, false, message))
 		sent <- pending{delivery, confirm}
 	}
+}
+
+// randomID makes a UUID of version 4.
+func randomID() string {
+	var raw [16]byte
+	must(rand.Read(raw[:]))
+	raw[6], raw[8] = raw[6]&0x0f|0x40, raw[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", raw[:4], raw[4:6], raw[6:8], raw[8:10], raw[10:])
 }
 
 func fill(channel *amqp.Channel, queue string, count int, body func(int) []byte) {

@@ -138,8 +138,14 @@ def decode(body: bytes, content_type: str | None, codec: str, *, exact: bool = T
 
 def encode(value: Any, codec: str) -> tuple[bytes, str]:
     """Encode `value` to a body and its content type, or raise CodecError."""
+    encoder, content_type = encoder_of(codec)
+    return encoder(value), content_type
+
+
+def encoder_of(codec: str) -> tuple[Callable[[Any], bytes], str]:
+    """Give what encodes values (it raises CodecError), and the content type of what it makes."""
     codec = canonical(codec)
-    return _ENCODERS[codec](value), _CONTENT_TYPES[codec]
+    return _ENCODERS[codec], _CONTENT_TYPES[codec]
 
 
 @lru_cache(maxsize=256)

@@ -72,7 +72,10 @@ class Settler:
 
     def alive(self, delivery: Delivery) -> bool:
         """Whether the delivery is still ours to settle, and nobody is at it; may be asked in any thread."""
-        return delivery in self._held and self._reachable(delivery)
+        subscription = self._subscription
+        return delivery in self._held and (
+            self._no_ack or subscription is None or subscription.alive(delivery)
+        )
 
     def _reachable(self, delivery: Delivery) -> bool:
         return self._no_ack or self._subscription is None or self._subscription.alive(delivery)

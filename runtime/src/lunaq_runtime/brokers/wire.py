@@ -23,6 +23,12 @@ _INT32 = 1 << 31
 _INT64 = 1 << 63
 _LAST_TIMESTAMP = 253_402_300_799  # the end of the year 9999, where datetime ends
 _BYTES = [bytes((number,)) for number in range(256)]
+_MODES = {mode: bytes((mode,)) for mode in (1, 2)}
+_COMMON = {
+    text: bytes((len(text),)) + text.encode()
+    for text in ("application/json", "application/msgpack", "application/octet-stream")
+}
+"""Content types as they are encoded: those that our own codecs write."""
 _FLAGS = Struct(">H").pack
 _TIMESTAMP = Struct(">Q").pack
 _LENGTH = Struct(">I").pack
@@ -42,7 +48,7 @@ def check_names(exchange: str, routing_key: str) -> None:
     short_text("the routing key", routing_key)
 
 
-def encode_properties(properties: Properties) -> bytes:  # noqa: C901 - one branch for each property
+def encode_properties(properties: Properties) -> bytes:  # noqa: C901, PLR0912 - one branch for each property
     """Encode as in a header frame: flags, then the values of what is set; an empty text counts as not set.
 
     BrokerError `encode_failed` names the property that does not fit AMQP. `user_id` is left out: RabbitMQ
@@ -53,7 +59,7 @@ def encode_properties(properties: Properties) -> bytes:  # noqa: C901 - one bran
     parts = [b""]
     if value := properties.content_type:
         flags = 0x8000
-        parts.append(short_text("content_type", value))
+        parts.append(_COMMON.get(value) or short_text("content_type", value))
     if value := properties.content_encoding:
         flags |= 0x4000
         parts.append(short_text("content_encoding", value))
@@ -62,7 +68,7 @@ def encode_properties(properties: Properties) -> bytes:  # noqa: C901 - one bran
         parts.append(_headers(properties.headers))
     if (mode := properties.delivery_mode) is not None:
         flags |= 0x1000
-        parts.append(_BYTES[_within("delivery_mode", mode, 1, 2)])
+        parts.append(_MODES.get(mode) or _BYTES[_within("delivery_mode", mode, 1, 2)])
     if (priority := properties.priority) is not None:
         flags |= 0x0800
         parts.append(_BYTES[_within("priority", priority, 0, 255)])
@@ -80,7 +86,9 @@ def encode_properties(properties: Properties) -> bytes:  # noqa: C901 - one bran
         parts.append(short_text("message_id", value))
     if (timestamp := properties.timestamp) is not None:
         flags |= 0x0040
-        parts.append(_TIMESTAMP(_within("timestamp", timestamp, 0, _LAST_TIMESTAMP)))
+        if not 0 <= timestamp <= _LAST_TIMESTAMP:
+            raise BrokerError("encode_failed", f"timestamp must be from 0 to {_LAST_TIMESTAMP}")
+        parts.append(_TIMESTAMP(timestamp))
     if value := properties.type:
         flags |= 0x0020
         parts.append(short_text("type", value))

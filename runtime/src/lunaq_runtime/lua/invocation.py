@@ -176,8 +176,10 @@ class Invocation:
     def _answer(self, reply: tuple[Any, ...]) -> Any:
         """Hand over the reply to what was asked; returns what Lua comes to."""
         if reply is PUBLISHED:
-            self._make_room(None)
-            return self._state.lua_resume(True, True)
+            state = self._state
+            if state.callbacks.out_of_memory or not state.memory.fit():
+                raise MemoryError
+            return state.lua_resume(True, True)
         asked = self._asked
         if asked is None:
             return self._state.lua_go_on()
@@ -260,7 +262,7 @@ class Invocation:
         return publishing.check_publish(call, payload, self._state.host.can, self._state.callbacks.warn)
 
     def _publish_pairs(self, arguments: list[Any]) -> Publish | HandlerError:
-        queue_id = shown(arguments.pop(0))
+        queue_id = arguments.pop(0).decode(errors="replace")
         return publishing.check_pairs(queue_id, bridge.pairs(arguments), self._state.host.can)
 
     def _info(self, arguments: list[Any]) -> Single | HandlerError:

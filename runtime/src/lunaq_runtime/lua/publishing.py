@@ -73,8 +73,11 @@ def check_publish(
 
 def check_pairs(queue_id: str, value: dict[Any, Any], can: Can) -> Publish | HandlerError:
     """Decide on a publish to an ID that is a text, of a table that can be copied, without headers."""
-    refused = _check_right(can) or _check_right_to(queue_id, can)
-    return refused or Publish(queue_id, value, {})
+    if not can(PUBLISH, ""):
+        return _no_right()
+    if not can(PUBLISH_TO, queue_id):
+        return _no_right_to(queue_id)
+    return Publish(queue_id, value, {})
 
 
 def check_info(call: Call, can: Can) -> Info | HandlerError:
@@ -87,16 +90,19 @@ def check_info(call: Call, can: Can) -> Info | HandlerError:
 
 def _check_target(call: Call, can: Can) -> HandlerError | None:
     """Rows 2 to 7."""
-    return _check_right(can) or _check_id(call, "publish") or _check_right_to(call.queue_id, can)
+    if not can(PUBLISH, ""):
+        return _no_right()
+    refused = _check_id(call, "publish")
+    if refused:
+        return refused
+    return None if can(PUBLISH_TO, call.queue_id) else _no_right_to(call.queue_id)
 
 
-def _check_right(can: Can) -> HandlerError | None:
-    return None if can(PUBLISH, "") else _denied("queue publishing not allowed", PUBLISH, "")
+def _no_right() -> HandlerError:
+    return _denied("queue publishing not allowed", PUBLISH, "")
 
 
-def _check_right_to(queue_id: str, can: Can) -> HandlerError | None:
-    if can(PUBLISH_TO, queue_id):
-        return None
+def _no_right_to(queue_id: str) -> HandlerError:
     return _denied(f"not allowed to publish to queue: {queue_id}", PUBLISH_TO, queue_id)
 
 

@@ -48,19 +48,15 @@ class Counters:
         name = _FIELDS[event]
         setattr(self, name, getattr(self, name) + 1)
 
-    def ran(self, seconds: float) -> None:
-        """Measure one run of the handler."""
-        self.seconds += seconds
-        self.buckets[bisect_left(SECONDS_BOUNDS, seconds)] += 1
-
-    def ran_all(self, seconds: list[float]) -> None:
-        """Measure several runs at once."""
+    def ran(self, seconds: list[float]) -> None:
+        """Measure runs of the handler."""
+        self.seconds += sum(seconds)
+        buckets = self.buckets
         if max(seconds) <= SECONDS_BOUNDS[0]:
-            self.seconds += sum(seconds)
-            self.buckets[0] += len(seconds)
+            buckets[0] += len(seconds)
         else:
             for one in seconds:
-                self.ran(one)
+                buckets[bisect_left(SECONDS_BOUNDS, one)] += 1
 
     def publish(self, refused: str = "") -> None:
         """Count one publish of the handler; `refused` is the reason if it failed."""

@@ -113,10 +113,13 @@ class Desk:
                 succeeded = [delivery for delivery in succeeded if not self._was_abandoned(delivery)]
             counters.acked += session.settler.ack(succeeded)
         if count := len(lane.spent):
-            counters.ran_all([lane.spent.popleft() for _ in range(count)])
+            counters.ran([lane.spent.popleft() for _ in range(count)])
         for _ in range(len(lane.outcomes)):
             slot, session, delivery, outcome = lane.outcomes.popleft()
-            self._take(slot, session, delivery, outcome)
+            if outcome.__class__ is Publish:  # as most are that are no success
+                self._carry_out(slot, session, delivery, outcome)
+            else:
+                self._take(slot, session, delivery, outcome)
         session = lane.session
         if session and session.unstarted and session.returning:
             session.hand_back_unstarted()  # a thread had taken it and put it back
@@ -240,7 +243,7 @@ class Desk:
             self._look_at(deadline)
         match request:
             case Publish():
-                self._publish(slot, request, pending.answer)
+                self._requests.publish_soon(*slot.traced(request, pending.answer))
             case Sleep(seconds=seconds):
                 pending.work = self._loop.call_later(seconds, pending.wake)
             case Settle(ack=True):
@@ -261,11 +264,8 @@ class Desk:
     async def _execute_beside(self, slot: Slot, request: Single) -> tuple[Any, ...]:
         """Carry out one of several requests of a handler."""
         if isinstance(request, Publish):
-            return await answered(partial(self._publish, slot, request))
+            return await answered(lambda answer: self._requests.publish_soon(*slot.traced(request, answer)))
         return await self._requests.execute(request)
-
-    def _publish(self, slot: Slot, request: Publish, answer: Callable[[tuple[Any, ...]], None]) -> None:
-        self._requests.publish_soon(*slot.traced(request, answer))
 
     def _ack(self, session: Session, delivery: Delivery) -> tuple[Any, ...]:
         try:

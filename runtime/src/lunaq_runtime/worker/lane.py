@@ -96,7 +96,8 @@ class Lane:
     def resume(self, slot: Slot, reply: Reply) -> None:
         """Let a slot go on that waited for a reply; an error ends its run."""
         self._resumable.append((slot, reply))
-        self.schedule()
+        if not self._queued:
+            self.schedule()
 
     def close(self) -> None:
         """Begin nothing more, and look no more by itself."""
@@ -323,7 +324,8 @@ class Lane:
             else:
                 free = False  # it is a request, and the slot waits for its reply
             self.outcomes.append((slot, session, delivery, outcome))
-        self._wake()
+        if not self._awake:
+            self._wake()
         return free
 
     def _wake(self) -> None:

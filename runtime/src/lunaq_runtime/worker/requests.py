@@ -36,6 +36,8 @@ MAX_TARGETS = 1000
 """Queues whose exchange is remembered."""
 
 Reply = tuple[Any, ...]
+Target = tuple[str, "Callable[[Any], bytes]", str]
+"""An exchange, what encodes a value for its queue, and the content type of that."""
 
 
 class Requests:
@@ -57,7 +59,7 @@ class Requests:
         self._driver = driver
         self._queues = queues
         self._counters = counters
-        self._targets: dict[str, tuple[str, str]] = {}
+        self._targets: dict[str, Target] = {}
         self._private_ranges = private_ranges
         self._http: HttpClient | None = None
 
@@ -100,13 +102,10 @@ class Requests:
         except codecs.CodecError as error:
             answer(self._refuse(_refused("encode_failed", str(error))))
         else:
-            self._broker.publish_soon(outgoing, _Confirm(self, answer).done)
+            self._broker.publish_soon(outgoing, _Confirm(self, self._counters, answer).done)
 
-    def confirmed(self, error: BrokerError | None) -> Reply:
-        """Count a publish that the broker has answered, and tell what the Lua call returns."""
-        if error is None:
-            self._counters.published += 1
-            return PUBLISHED
+    def refused(self, error: BrokerError) -> Reply:
+        """Count a publish that the broker has refused, and tell what the Lua call returns."""
         text = "queue not found" if error.reason == "queue_not_found" else str(error)
         return self._refuse(_refused(error.reason, text))
 
@@ -115,8 +114,9 @@ class Requests:
         return None, refused
 
     def _outgoing(self, request: Publish) -> Outgoing:
-        exchange, codec = self._target(request.queue_id)
-        body, content_type = codecs.encode(request.value, codec)
+        queue_id = request.queue_id
+        exchange, encoder, content_type = self._targets.get(queue_id) or self._target(queue_id)
+        body = encoder(request.value)
         if len(body) > MAX_BODY:
             raise _refused("too_large", f"the message has {len(body)} bytes, more than {MAX_BODY}")
         now = int(time.time())
@@ -127,22 +127,20 @@ class Requests:
             request.headers, content_type, now, new_id(), map_priority=True
         )
         for warning in warnings:
-            logger.warning("publish to %s: %s", request.queue_id, warning)
+            logger.warning("publish to %s: %s", queue_id, warning)
         return Outgoing(exchange, "", body, properties)
 
-    def _target(self, queue_id: str) -> tuple[str, str]:
-        """Find the exchange and the codec of a queue; what is found is the same for ever."""
-        target = self._targets.get(queue_id)
-        if target is None:
-            queue = self._resolve(queue_id)
-            if isinstance(queue, str):
-                target = exchange_name(queue), codecs.JSON
-            elif queue.observe:
-                raise _refused("observed", f"queue {queue.id} is only observed: its owner publishes to it")
-            else:
-                target = exchange_name(queue.queue_name), queue.codec
-            if len(self._targets) < MAX_TARGETS:
-                self._targets[queue_id] = target
+    def _target(self, queue_id: str) -> Target:
+        """Find how to publish to a queue, and remember it: that is the same for ever."""
+        queue = self._resolve(queue_id)
+        if isinstance(queue, str):
+            target = exchange_name(queue), *codecs.encoder_of(codecs.JSON)
+        elif queue.observe:
+            raise _refused("observed", f"queue {queue.id} is only observed: its owner publishes to it")
+        else:
+            target = exchange_name(queue.queue_name), *codecs.encoder_of(queue.codec)
+        if len(self._targets) < MAX_TARGETS:
+            self._targets[queue_id] = target
         return target
 
     async def _info(self, queue_id: str) -> Reply:
@@ -188,14 +186,19 @@ async def answered(begin: Callable[[Callable[[Reply], None]], None]) -> Reply:
 class _Confirm:
     """Turns a broker's answer into the reply to one request."""
 
-    __slots__ = ("_answer", "_requests")
+    __slots__ = ("_answer", "_counters", "_requests")
 
-    def __init__(self, requests: Requests, answer: Callable[[Reply], None]) -> None:
+    def __init__(self, requests: Requests, counters: Counters, answer: Callable[[Reply], None]) -> None:
         self._requests = requests
+        self._counters = counters
         self._answer = answer
 
     def done(self, error: BrokerError | None) -> None:
-        self._answer(self._requests.confirmed(error))
+        if error is None:
+            self._counters.published += 1
+            self._answer(PUBLISHED)
+        else:
+            self._answer(self._requests.refused(error))
 
 
 def _refused(reason: str, text: str) -> HandlerError:

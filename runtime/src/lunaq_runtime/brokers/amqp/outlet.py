@@ -48,21 +48,21 @@ _WRITE_BYTES = 256 * 1024
 class Route:
     """An exchange and a routing key, encoded once; BrokerError `encode_failed` where one is too long."""
 
-    __slots__ = ("_channel", "_frame", "_payload", "exchange")
+    __slots__ = ("_payload", "channel", "exchange", "frame")
 
     def __init__(self, exchange: str, routing_key: str) -> None:
         self.exchange = exchange
         names = short_text("the exchange", exchange) + short_text("the routing key", routing_key)
         self._payload = _PUBLISH + names + _MANDATORY
-        self._channel = -1
-        self._frame = b""
+        self.channel = -1
+        self.frame = b""
 
-    def frame(self, channel: int) -> bytes:
-        """Give the whole method frame."""
-        if channel != self._channel:
-            self._channel = channel
-            self._frame = _FRAME(1, channel, len(self._payload)) + self._payload + _END
-        return self._frame
+    def frame_for(self, channel: int) -> bytes:
+        """Give the whole method frame; it stays in `frame` as long as `channel` is the same."""
+        if channel != self.channel:
+            self.channel = channel
+            self.frame = _FRAME(1, channel, len(self._payload)) + self._payload + _END
+        return self.frame
 
 
 class Entry:
@@ -146,12 +146,16 @@ class Outlet:
                     self._returned(head, many, body)
             elif not many:
                 if entry := in_flight.pop(tag, None):
-                    self._confirmed(entry, method)
+                    self._answered(entry, method)
             else:
                 last = tag or self._sent  # 0 is all there are
+                resolve = self._resolve
                 for number in range(self._lowest, last + 1):
                     if entry := in_flight.pop(number, None):
-                        self._confirmed(entry, method)
+                        if method == ACK and not entry.returned:
+                            resolve(entry, None)
+                        else:
+                            self._answered(entry, method)
                 self._lowest = max(self._lowest, last + 1)
 
     def on_closed(self) -> None:
@@ -167,7 +171,8 @@ class Outlet:
             return 0
         self._sent += 1
         self._in_flight[self._sent] = entry
-        method = entry.route.frame(number)
+        route = entry.route
+        method = route.frame if route.channel == number else route.frame_for(number)
         start = _HEADER(2, number, header, _BASIC, length)
         if 0 < length <= self._longest:
             parts += (method, start, properties, _HEADER_AND_BODY(_END, 3, number, length), body, _END)
@@ -178,7 +183,7 @@ class Outlet:
                 parts += (_FRAME(3, number, len(piece)), piece, _END)
         return header + length
 
-    def _confirmed(self, entry: Entry, method: int) -> None:
+    def _answered(self, entry: Entry, method: int) -> None:
         error = None
         if entry.returned:
             key = entry.message.routing_key if entry.message else ""

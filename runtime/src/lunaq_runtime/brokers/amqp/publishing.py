@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lunaq_runtime.brokers.amqp import qpid
 from lunaq_runtime.brokers.amqp.declare import TIMEOUT
 from lunaq_runtime.brokers.amqp.outlet import Entry, Outlet, Route
-from lunaq_runtime.brokers.amqp.tap import guarded
+from lunaq_runtime.brokers.amqp.tap import report
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.features import Feature
 from lunaq_runtime.brokers.wire import encode_properties
@@ -277,7 +277,10 @@ class Publisher:
             # Deleted or forbidden since: look again before the shared channel is used for it once more.
             self._proven.discard(entry.route.exchange)
         self._pending -= 1
-        guarded(done, error)
+        try:
+            done(error)
+        except Exception as failure:  # noqa: BLE001 - a defect above is none of the connection
+            report(done, failure)
         if not self._pending and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 

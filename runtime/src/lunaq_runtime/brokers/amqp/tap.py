@@ -278,5 +278,10 @@ def guarded(call: Callable[..., object], *args: object) -> None:
     try:
         call(*args)
     except Exception as error:  # noqa: BLE001 - a defect above is none of the connection
-        context = {"message": f"{getattr(call, '__qualname__', call)} raised", "exception": error}
-        asyncio.get_running_loop().call_exception_handler(context)
+        report(call, error)
+
+
+def report(call: Callable[..., object], error: Exception) -> None:
+    """Have the loop report what `call` raised."""
+    context = {"message": f"{getattr(call, '__qualname__', call)} raised", "exception": error}
+    asyncio.get_running_loop().call_exception_handler(context)

@@ -10,8 +10,8 @@ local ARRAY, OBJECT, error_text, feed = S.host.ARRAY, S.host.OBJECT, S.host.erro
 
 local MAX_DEPTH, MAX_BODY, MAX_FIELDS = S.limits.depth, S.limits.body, S.limits.fields
 local TOKEN = 8 -- bytes that a value counts in fields, besides its text
-local KEPT = 4096 -- bytes of a message that may stay in memory until the next one
 local CHUNK = 100 -- values per call to Python; with more of them, lupa gets slower for each
+S.most_values = CHUNK
 
 -- Frozen tables (stdlib.lua) keep their entries behind a metatable: proxy -> the entries.
 local frozen = setmetatable({}, { __mode = "k" })
@@ -139,6 +139,8 @@ local function append_pairs(value, out, n, left)
   return n, left
 end
 
+S.append_pairs = append_pairs
+
 local function flatten_plain(value, out, n)
   local last, left = append_pairs(value, out, n + 2, room)
   if not last or last == n + 2 then
@@ -147,22 +149,6 @@ local function flatten_plain(value, out, n)
   room = left
   out[n + 1], out[n + 2] = OBJECT, (last - n - 2) // 2
   return last
-end
-
-local scratch = {} -- for one message after the other: filling a new table takes several allocations
-
--- Returns the keys and values of a table as most messages are, and how many values that are; nil for any other,
--- an empty one, and one of too many values for one call.
-function S.plain_pairs(value)
-  local out = scratch
-  local n, left = append_pairs(value, out, 0, MAX_BODY)
-  if not n or n == 0 or n > CHUNK then
-    scratch = {}
-    return nil
-  elseif MAX_BODY - left > KEPT then
-    scratch = {}
-  end
-  return out, n
 end
 
 -- Appends `value` to `out` after position n; returns the new length, or nil and why it cannot be encoded.

@@ -4,8 +4,10 @@ local S = ...
 
 local type, next, select, tostring, error, setmetatable = type, next, select, tostring, error, setmetatable
 local call, host, request, fail = S.call, S.host, S.request, S.fail
-local plain_pairs, unpack = S.plain_pairs, table.unpack
-local MAX_BODY = S.limits.body
+local append_pairs, answered, TOKEN = S.append_pairs, S.answered, S.TOKEN
+local unpack, yield = table.unpack, coroutine.yield
+local MAX_BODY, MAX_VALUES = S.limits.body, S.most_values
+local KEPT = 4096 -- bytes of a message that may stay in memory until the next one
 
 local function id_of(value)
   if type(value) == "number" then
@@ -66,6 +68,8 @@ local function publish(...)
   return request("publish", count, id_type, id_text, state, why, S.with_tokens(out, n))
 end
 
+local scratch = {} -- for one message after the other: filling a new table takes several allocations
+
 function queue.publish(...)
   if not S.delivery then
     return fail("no context")
@@ -73,9 +77,13 @@ function queue.publish(...)
   local id, data, headers = ...
   if headers == nil and type(data) == "table" and type(id) == "string" and id ~= "" then
     -- As most are: nothing is left for Python to check but the rights.
-    local out, n = plain_pairs(data)
-    if out then
-      return request("publish_pairs", id, unpack(out, 1, n))
+    local out = scratch
+    local n, left = append_pairs(data, out, 0, MAX_BODY)
+    if not n or MAX_BODY - left > KEPT or n > MAX_VALUES then
+      scratch = {}
+    end
+    if n and n > 0 and n <= MAX_VALUES then
+      return answered(yield(TOKEN, "publish_pairs", id, unpack(out, 1, n)))
     end
   end
   return publish(...)
@@ -89,7 +97,8 @@ function queue.info(...)
   return request("info", select("#", ...), id_type, id_text)
 end
 
--- Message wrapper -> the delivery it belongs to; S.delivery changes with every message.
+-- Message wrapper -> the delivery it belongs to; S.delivery is another number with every message.
+local settled -- the delivery that was settled last
 local deliveries = setmetatable({}, { __mode = "k" })
 
 local function delivery_of(message, name)
@@ -137,10 +146,10 @@ local function settle(name)
     local delivery, err = delivery_of(message, name)
     if not delivery then
       return nil, err
-    elseif delivery.settled then
+    elseif settled == delivery then
       return fail("queue.Message already settled")
     end
-    delivery.settled = true
+    settled = delivery
     return request(name)
   end
 end

@@ -26,6 +26,7 @@ local PATIENCE = 0.01 -- seconds of CPU time between two questions to Python, wh
 local owned = setmetatable({}, { __mode = "k" }) -- coroutines that wait, or that are not the handler's to resume
 local ended = false -- its time is up, or it was interrupted; Python knows why
 local raises = 0 -- how often that had to be raised
+local serial = 0 -- of the message: S.delivery while it is handled, else nil
 local idle -- the handler's coroutine of the message before, ready for another one
 local asked = clock()
 local turns, second = 0, 0
@@ -216,7 +217,7 @@ S.coroutine = {
   end,
 }
 
-local function answer(mark, ok, ...)
+local function answered(mark, ok, ...)
   if mark ~= REPLY then
     error("this coroutine was waiting on behalf of an earlier message and cannot go on", 0)
   end
@@ -226,10 +227,12 @@ local function answer(mark, ok, ...)
   error((...), 2)
 end
 
+S.answered = answered
+
 -- Asks Python for something and waits; callers return this as a tail call, so that an error raised here
 -- names the handler's line.
 function S.request(operation, ...)
-  return answer(raw_yield(TOKEN, operation, ...))
+  return answered(raw_yield(TOKEN, operation, ...))
 end
 
 local function begin(body)
@@ -242,6 +245,8 @@ end
 
 -- Starts the handler on `body`, in the coroutine it had for the message before if that one is still good.
 local function handle(body)
+  serial = serial + 1
+  S.delivery = serial
   local thread = idle
   if not thread then
     thread = begin(serve)
@@ -249,7 +254,9 @@ local function handle(body)
     return raw_resume(thread, body, S.handler)
   end
   S.root, idle = thread, nil
-  ended, raises = false, 0
+  if ended then
+    ended, raises = false, 0
+  end
   return raw_resume(thread, body)
 end
 
@@ -280,14 +287,9 @@ function S.abandon()
 end
 local forget = S.abandon
 
-local function finished(thread, ok, mark, first, second)
-  if mark == DONE then
-    idle = thread
-  end
-  forget()
-  if not ok then
-    return "raised", failure(thread, mark)
-  elseif succeeded(first, second) then
+-- What a handler that returned these has come to: nothing for success, or a word and what belongs to it.
+local function verdict(first, second)
+  if succeeded(first, second) then
     return nil
   elseif second == nil then
     if first == false then
@@ -302,18 +304,30 @@ local function finished(thread, ok, mark, first, second)
   return "other", type(second), first == false
 end
 
+local function finished(thread, ok, mark, first, second)
+  forget()
+  if not ok then
+    return "raised", failure(thread, mark)
+  end
+  idle = thread
+  return verdict(first, second)
+end
+
 local function drive(ok, first, ...)
   if S.many then
     return S.turn(ok, first, ...)
-  elseif ok and first == TOKEN then
+  elseif first == TOKEN then
     return ...
+  elseif first == DONE then
+    idle = S.root
+    S.root, S.delivery = nil, nil
+    return verdict(...)
   end
   return finished(S.root, ok, first, ...)
 end
 
 -- Starts the handler on one body; returns nothing for success, or a word and what belongs to it.
 function S.start(body)
-  S.delivery = {}
   return drive(handle(body))
 end
 
@@ -332,7 +346,6 @@ local function run_batch(...)
     S.index = S.index + 1
     local body
     body, at = values[at](values, at)
-    S.delivery = {}
     local outcome = judged(handle(body))
     if outcome then
       return outcome

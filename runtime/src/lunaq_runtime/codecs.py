@@ -51,6 +51,7 @@ _CODEC_OF_TYPE = {
 _MAX_INTEGER = 2**63 - 1
 _MIN_INTEGER = -(2**63)
 _MAX_HOLES = 65_536
+_LEAST_DEEP = 2 * MAX_DEPTH  # bytes: each level is opened and closed
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 19
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
@@ -90,7 +91,7 @@ def weigh_json(body: bytes) -> int:
 
 def check_weight(body: bytes, content_type: str | None, codec: str, limit: int) -> None:
     """Raise TooHeavyError where the tables of a body need more than `limit` bytes in Lua."""
-    codec = (codec != RAW and content_type and _codec_of(content_type)) or canonical(codec)
+    codec = _codec_for(content_type, codec)
     if codec == JSON and weigh_json(body) > limit:
         raise TooHeavyError(
             f"the body's tables need more than the handler's {limit} bytes: raise `memoryLimit`, or send less"
@@ -121,19 +122,27 @@ def _weight(body: bytes) -> int:
     return _ENTRY * body.count(b",") + _TABLE * (body.count(b"[") + body.count(b"{"))
 
 
-def decode(body: bytes, content_type: str | None, codec: str, *, exact: bool = True) -> Any:
+def decode(body: bytes, content_type: str | None, codec: str) -> Any:
     """Decode a delivery's body for a queue of `codec` (lua-api.md 1.2.3), or raise CodecError.
 
     A content type of JSON or MessagePack wins over the codec json or msgpack; any other is not looked
-    at. The codec raw gives the body as it is, whatever its content type. Without `exact`, an integer of JSON
-    that needs 64 bits and no sign may be left as it is, for who hands it to Lua (`lua.bridge`) looks anyway.
+    at. The codec raw gives the body as it is, whatever its content type.
     """
-    if codec != RAW and content_type:
-        codec = _codec_of(content_type) or codec
-    if codec == JSON:
-        return _decode_json(body, exact=exact)
-    decoder = _DECODERS.get(codec) or _DECODERS[canonical(codec)]
-    return decoder(body)
+    return _DECODERS[_codec_for(content_type, codec)](body)
+
+
+@lru_cache(maxsize=256)
+def decoder_for_lua(content_type: str | None, codec: str) -> Callable[[bytes], Any]:
+    """Find what decodes like `decode`, but may leave an integer of JSON that needs 64 bits and no sign as it
+    is: who hands values to Lua (`lua.bridge`) looks anyway.
+    """
+    found = _codec_for(content_type, codec)
+    return _decode_json_for_lua if found == JSON else _DECODERS[found]
+
+
+def _codec_for(content_type: str | None, codec: str) -> str:
+    codec = canonical(codec)
+    return (codec != RAW and content_type and _codec_of(content_type)) or codec
 
 
 def encode(value: Any, codec: str) -> tuple[bytes, str]:
@@ -156,16 +165,23 @@ def _codec_of(content_type: str) -> str | None:
     return _CODEC_OF_TYPE.get(media_type)
 
 
-def _decode_json(body: bytes, *, exact: bool = True) -> Any:
+def _decode_json_for_lua(body: bytes) -> Any:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise CodecError(f"the body is not JSON: {error}") from None
-    # Walking every value would double the cost of a delivery; these two looks at the bytes do not.
-    deep = len(body) > MAX_DEPTH and body.count(b"[") + body.count(b"{") > MAX_DEPTH
-    if deep or (exact and _LONG_NUMBER in body.translate(_DIGITS_TO_ZERO)):
-        return _normalised(value, 0)
-    return value
+    # Walking every value would double the cost of a delivery; a look at the bytes does not.
+    return _normalised(value, 0) if len(body) > _LEAST_DEEP and _may_be_deep(body) else value
+
+
+def _decode_json(body: bytes) -> Any:
+    value = _decode_json_for_lua(body)
+    return _normalised(value, 0) if _LONG_NUMBER in body.translate(_DIGITS_TO_ZERO) else value
+
+
+def _may_be_deep(body: bytes) -> bool:
+    """Whether JSON of more than `_LEAST_DEEP` bytes may nest deeper than it should."""
+    return body.count(b"[") + body.count(b"{") > MAX_DEPTH
 
 
 def _decode_msgpack(body: bytes) -> Any:
@@ -226,7 +242,7 @@ def _encode_json(value: Any) -> bytes:
     except TypeError as error:
         _check(value, "the message", 0)
         raise CodecError(f"the message does not encode as JSON: {error}") from None
-    if len(body) > MAX_DEPTH and body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+    if len(body) > _LEAST_DEEP and _may_be_deep(body):
         _check(value, "the message", 0)
     if b".0" in body:
         body = orjson.dumps(_whole_floats(value), default=_default)

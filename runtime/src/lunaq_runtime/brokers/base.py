@@ -57,7 +57,7 @@ class Subscription(Protocol):
         """Whether settling `delivery` could still reach the broker: its channel is the open one.
 
         True also after `cancel`, false after a lost connection and after `close`: the broker has then put
-        the message back, and a retry of ours would only double it.
+        the message back, and a retry of ours would only double it. The same for all of one generation.
         """
 
     def settle(self, *, ack: Sequence[Delivery] = (), requeue: Sequence[Delivery] = ()) -> None:

@@ -43,9 +43,14 @@ class Shapes:
         self._known: dict[tuple[Any, ...], Shape] = {}
         self._candidates: set[int] = set()
 
-    def known(self, body: dict[Any, Any]) -> Shape | None:
-        """Find the Lua functions for a body of these keys, and learn nothing."""
-        return self._known.get(tuple(body))
+    def packed(self, body: Any) -> list[Any] | None:
+        """Give the builder of a body and its values, after one another; None where none is known."""
+        if body.__class__ is not dict or not (shape := self._known.get(tuple(body))):
+            return None
+        try:
+            return [shape[1], *self.arguments(body)]
+        except ValueError:
+            return None
 
     def shape(self, body: dict[Any, Any]) -> Shape | None:
         """Find the Lua functions for a body of these keys; None: there are none."""

@@ -100,6 +100,8 @@ class LuaState:
         self.lua_go_on: Callable[[], Any] = shared[b"go_on"]
         self._convert = _converter(runtime, self.memory, shared[b"new_object"])
         self._shapes = Shapes(shared[b"shape"], self._convert, self.memory)
+        # Prepares a body for `start_batch`; None for one to be started by itself: `begin` learns from it.
+        self.packed: Callable[[Any], list[Any] | None] = self._shapes.packed
         self._grant(shared)
         self.memory.collect_with(shared[b"collect"])
         self.memory.limit_to(handler.memory_limit)
@@ -130,15 +132,6 @@ class LuaState:
         if not self.memory.fit(size_of(value)):
             raise MemoryError
         return self.lua_start(value)
-
-    def packed(self, body: Any) -> list[Any] | None:
-        """Prepare a body for `start_batch`; None for one to be started by itself: `begin` learns from it."""
-        if body.__class__ is not dict or not (shape := self._shapes.known(body)):
-            return None
-        try:
-            return [shape[1], *self._shapes.arguments(body)]
-        except ValueError:
-            return None
 
     def start_batch(self, bodies: list[list[Any]], size: int, turn: Callable[[int], bool]) -> tuple[int, Any]:
         """Start the handler on `packed` bodies, one after the other, until one does more than succeed.
@@ -194,6 +187,7 @@ class LuaState:
             self.lua_abandon,
             self._convert,
             self._shapes,
+            self.packed,
             self.callbacks,
         )
         del self.lua_pending, self.lua_deliver, self.lua_go_on

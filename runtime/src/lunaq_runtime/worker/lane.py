@@ -257,7 +257,7 @@ class Lane:
         deliveries = batch.deliveries
         if not deliveries:
             return True
-        if all(map(session.settler.alive, deliveries)):
+        if session.settler.all_alive(deliveries):
             return self._run_batch(batch, slot, thread)
         self._put_back(session, deliveries[1:])
         return self._start_one(slot, session, thread, deliveries[0])

@@ -154,7 +154,7 @@ class Slot:
         if state is None or self.interruption or len(delivery.body) >= codecs.HEAVY:
             return None
         try:
-            value = self._decoded(delivery)
+            value = codecs.decoder_for_lua(delivery.content_type, self._codec)(delivery.body)
         except codecs.CodecError:
             return None
         packed = state.packed(value)
@@ -228,7 +228,7 @@ class Slot:
         known, self._known = self._known, None
         if known is not None and known[0] is delivery:
             return known[1]
-        return codecs.decode(delivery.body, delivery.content_type, self._codec, exact=False)
+        return codecs.decoder_for_lua(delivery.content_type, self._codec)(delivery.body)
 
     def _failed(self, error: Exception) -> Finished:
         # Whatever broke, it is not the message's loss: the run counts as failed.

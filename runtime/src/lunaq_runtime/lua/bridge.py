@@ -68,13 +68,15 @@ def take(tokens: Iterator[Any]) -> Any:
 
 
 def pairs(values: list[Any]) -> dict[Any, Any]:
-    """Build a table of its keys and values, one after the other: Lua strings, numbers and booleans."""
+    """Build a table of its keys, Lua strings, and their values: Lua strings, numbers and booleans."""
+    each = iter(values)
     try:
-        plain = [value.decode() if value.__class__ is bytes else value for value in values]
+        return {
+            key.decode(): item.decode() if (item := next(each)).__class__ is bytes else item for key in each
+        }
     except UnicodeDecodeError:
         plain = [text(value) if value.__class__ is bytes else value for value in values]
-    each = iter(plain)
-    return dict(zip(each, each, strict=True))
+        return dict(zip(plain[::2], plain[1::2], strict=True))
 
 
 def to_lua(value: Any, table: Callable[[Any], Any], new_object: Callable[[], Any]) -> Any:

@@ -556,6 +556,25 @@ class PermissionScenarios:
             await run.seen("requeue", f"m{n}")
         assert (run.counters.running, run.broker.of("loop")) == (1, ["deliver"])
 
+    async def test_a_right_to_publish_withdrawn_while_a_handler_runs_is_gone_at_its_next_publish(
+        self, stage: Stage
+    ):
+        source = """
+        function handle(b)
+          log{step = 1}
+          gate()
+          local ok, err = queue.publish("app:log", {step = 2})
+          return nil, errors.new(tostring(ok) .. "|" .. (err and err:message() or ""))
+        end"""
+        run = await stage.start(source, policy=_ANYWHERE, retry=ONCE)
+        await stage.send()
+        await stage.logged(1)
+        run.policies.change(Policy(publish=True, publish_to=("app:gate",), consume=("*:*",)))
+        await stage.open_gate()
+        headers = (await stage.dead())[0].properties.headers
+        assert headers["x_error"] == "nil|not allowed to publish to queue: app:log"
+        assert await stage.logged(1) == [{"step": 1}]
+
     async def test_without_the_right_nothing_is_consumed(self, stage: Stage):
         run = await stage.prepare("function handle(b) log{n = b.n} end", policy=Policy())
         await run.app.start()

@@ -316,6 +316,22 @@ def test_a_queue_that_can_lose_messages_is_classic_and_warned_about(
     assert f"driver_options.amqp.{field}: messages" in parsed.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("network", "error"),
+    [
+        ("everything", "write a network such as 10.0.0.0/8"),
+        ("10.0.0.1/8", "write a network such as 10.0.0.0/8"),
+        ("169.254.169.254/32", "169.254.169.254/32 is link-local, which http_client never connects to"),
+        ("fe80::/10", "fe80::/10 is link-local, which http_client never connects to"),
+    ],
+)
+def test_a_private_range_that_cannot_be_is_refused(network: str, error: str) -> None:
+    worker = {**WORKER, "modules": ["http_client"], "lunaq": {"httpClient": {"privateRanges": [network]}}}
+    (found,) = errors(BROKER, EMAILS, worker)
+    assert "lunaq.httpClient.privateRanges: " in found
+    assert error in found
+
+
 def test_a_long_time_in_driver_options_is_cut_as_the_contract_says() -> None:
     assert queue(driver_options={"amqp": {"message_ttl": "1176h"}}).message_ttl_ms == 2**31 - 1
     assert queue(lunaq={"messageTTL": "1176h"}).message_ttl_ms == 1176 * 3_600_000

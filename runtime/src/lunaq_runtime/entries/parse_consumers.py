@@ -102,14 +102,16 @@ def _handler(entry: Entry, around: Surroundings) -> Handler | None:
 
 
 def _ranges(entry: Entry) -> tuple[str, ...]:
+    field = "lunaq.httpClient.privateRanges"
     ranges = tuple(entry.values["lunaq"]["httpClient"]["privateRanges"])
     for text in ranges:
         try:
-            ip_network(text)
+            network = ip_network(text)
         except ValueError as error:
-            entry.place.error(
-                "lunaq.httpClient.privateRanges", f"{error}: write a network such as 10.0.0.0/8"
-            )
+            entry.place.error(field, f"{error}: write a network such as 10.0.0.0/8")
+        else:
+            if network.is_link_local:
+                entry.place.error(field, f"{text} is link-local, which http_client never connects to")
     return ranges
 
 

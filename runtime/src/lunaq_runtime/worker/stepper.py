@@ -95,11 +95,12 @@ class Stepper:
 
     def put(self, job: Job) -> None:
         """Put a job in line; called on the event loop."""
-        self._jobs.put(job)
         if not self._threads:
             self._start_thread()
         if self._timer is None and not self._closed:
             self._timer = self._loop.call_later(self._patience, self._supervise)
+        # Last, for whoever waits now lets go of the interpreter right when the thread wants it.
+        self._jobs.put(job)
 
     def put_again(self, job: Job) -> None:
         """Put a job in line; called in a thread, by a job that is being served."""

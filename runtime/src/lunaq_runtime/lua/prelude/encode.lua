@@ -4,7 +4,7 @@ local S = ...
 
 local type, next, error, pcall, rawequal, rawget = type, next, error, pcall, rawequal, rawget
 local setmetatable = setmetatable
-local mathtype, unpack = math.type, table.unpack
+local mathtype, huge, unpack = math.type, math.huge, table.unpack
 local metatable_of, opaque, call = S.raw_metatable, S.opaque, S.call
 local ARRAY, OBJECT, error_text, feed = S.host.ARRAY, S.host.OBJECT, S.host.error_text, S.host.feed
 
@@ -114,8 +114,9 @@ end
 
 -- What most messages are: a table without a metatable, of texts, numbers and booleans under text keys. Appends
 -- its keys and values in one pass, and returns the new length and how many of `left` bytes there are still; nil
--- for any other.
-local function append_pairs(value, out, n, left)
+-- for any other, and for one of more than `count` keys and values.
+local function append_pairs(value, out, n, left, count)
+  local last = n + count
   if metatable_of(value) or frozen[value] then
     return nil
   end
@@ -130,11 +131,11 @@ local function append_pairs(value, out, n, left)
       return nil
     end
     left = left - #key
+    if left < 0 or n >= last then
+      return nil
+    end
     out[n + 1], out[n + 2] = key, item
     n = n + 2
-  end
-  if left < 0 then
-    return nil
   end
   return n, left
 end
@@ -142,7 +143,7 @@ end
 S.append_pairs = append_pairs
 
 local function flatten_plain(value, out, n)
-  local last, left = append_pairs(value, out, n + 2, room)
+  local last, left = append_pairs(value, out, n + 2, room, huge)
   if not last or last == n + 2 then
     return nil
   end

@@ -78,11 +78,11 @@ function queue.publish(...)
   if headers == nil and type(data) == "table" and type(id) == "string" and id ~= "" then
     -- As most are: nothing is left for Python to check but the rights.
     local out = scratch
-    local n, left = append_pairs(data, out, 0, MAX_BODY)
-    if not n or MAX_BODY - left > KEPT or n > MAX_VALUES then
+    local n, left = append_pairs(data, out, 0, MAX_BODY, MAX_VALUES)
+    if not n or MAX_BODY - left > KEPT then
       scratch = {}
     end
-    if n and n > 0 and n <= MAX_VALUES then
+    if n and n > 0 then
       return answered(yield(TOKEN, "publish_pairs", id, unpack(out, 1, n)))
     end
   end

@@ -144,7 +144,7 @@ end
 
 -- Why the handler may not resume or close `thread`; nil if it may.
 local function refusal(thread, verb)
-  if owned[thread] and status(thread) ~= "dead" then
+  if owned[thread] and status(thread) == "suspended" then -- Lua itself refuses the others
     return "cannot " .. verb .. " a coroutine that waits in a blocking call or was made by coroutine.spawn"
   end
 end

@@ -179,3 +179,47 @@ def test_a_result_and_a_body_are_garbage_once_the_next_message_is_handled() -> N
     for _ in range(40):
         handler.run()
     assert handler.host.printed()[-1] == "0"
+
+
+@FIRST_AND_LATER
+def test_what_is_closed_at_the_handlers_end_may_wait_and_may_fail(before: int) -> None:
+    handler = Handler(
+        """local function closing(act) return setmetatable({}, {__close = act}) end
+        function handle(body)
+          local last <close> = closing(function()
+            print("published", (queue.publish("app:out", {n = 1})))
+            if body == "fail" then error("while closing") end
+          end)
+          return nil
+        end"""
+    )
+    for _ in range(before):
+        assert handler.run().finished.error is None
+    error = handler.run("fail").finished.error
+    assert error is not None
+    assert error.text == "app.lua:5: while closing"
+    done = handler.run()
+    assert done.finished.error is None
+    assert done.requests == [Publish("app:out", {"n": 1}, {})]
+    assert handler.host.printed() == ["published true"] * (before + 2)
+
+
+@FIRST_AND_LATER
+def test_a_handler_that_ends_with_a_call_that_waits_gets_its_reply(before: int) -> None:
+    handler = Handler('function handle(body) return queue.publish("app:out", {n = 1}) end')
+    for _ in range(before):
+        assert handler.run().finished.error is None
+    refused = HandlerError("full", INTERNAL)
+    assert handler.run(replies=[(None, refused)]).finished.error is refused
+    assert handler.run().finished.error is None
+
+
+def test_a_deep_recursion_leaves_room_for_the_next_message() -> None:
+    handler = Handler(
+        """local function deep(n) if n == 0 then return 0 end return 1 + deep(n - 1) end
+        function handle(body) print(deep(body)) end""",
+        memory_limit=16 * 1024 * 1024,
+    )
+    for _ in range(20):
+        assert handler.run(100_000).finished.error is None
+    assert handler.host.printed() == ["100000"] * 20

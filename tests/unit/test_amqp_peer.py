@@ -17,7 +17,7 @@ from harness.waiting import eventually
 from lunaq_runtime.brokers.amqp import AmqpBroker
 from lunaq_runtime.brokers.amqp import tap as tap_module
 from lunaq_runtime.brokers.amqp.intake import BUSY, WIDE
-from lunaq_runtime.brokers.amqp.tap import PIECE, Tap
+from lunaq_runtime.brokers.amqp.tap import MOST_PIECE, PIECE, Tap
 from lunaq_runtime.message import Delivery, Outgoing, Properties
 
 if TYPE_CHECKING:
@@ -581,6 +581,29 @@ async def test_a_busy_connection_is_read_in_larger_pieces_until_an_answer_is_wai
     async with asyncio.timeout(20):
         await broker.publish(message(b"out"))
     assert least(broker) == 1
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "body", "most"),
+    [(300, 1000, 0), (WIDE, 1, PIECE), (1000, 10_000, MOST_PIECE), (0, 1000, MOST_PIECE)],
+    ids=[
+        "a third of what is on its way",
+        "no less than a piece",
+        "no more than the most",
+        "no bound on that",
+    ],
+)
+async def test_a_piece_is_in_proportion_to_what_may_be_on_its_way(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch, prefetch: int, body: int, most: int
+):
+    monkeypatch.setattr(tap_module, "REST", 60.0)
+    _, got = await consume(peer, broker, prefetch=prefetch)
+    peer.last.deliver(peer.last.consuming, *[b"x" * body] * BUSY)
+    await until(lambda: len(got) == BUSY, "several deliveries")
+    if most:
+        assert least(broker) == most
+    else:
+        assert prefetch // 3 * body < least(broker) < prefetch // 3 * (body + 200)
 
 
 async def test_what_is_less_than_a_piece_is_read_after_a_moment(peer: Peer, broker: AmqpBroker):

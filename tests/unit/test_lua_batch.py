@@ -28,9 +28,10 @@ class Batch:
     def run(self, *bodies: dict[str, Any]) -> tuple[int, Any]:
         """Teach the state the shape, run; returns the place where it ended and what that one came to."""
         self.learn(bodies[0])
-        packed = [self.state.packed(body) for body in bodies]
-        assert None not in packed
-        place, outcome = self.state.start_batch(packed, KB, self._turn)  # type: ignore[arg-type] # not None: see above
+        packed: list[Any] = []
+        for body in bodies:
+            assert self.state.pack(body, packed)
+        place, outcome = self.state.start_batch(len(bodies), packed, KB, self._turn)
         if place == 0:
             assert outcome == (self._last or len(bodies))
             return 0, None
@@ -176,9 +177,11 @@ def test_bodies_that_do_not_fit_start_nothing():
     batch = Batch("function handle(b) print(b.n) end", memory_limit=2 * KB * KB)
     bodies = [{"n": n, "text": "x" * (KB * KB)} for n in range(4)]
     batch.learn(bodies[0])
-    packed = [batch.state.packed(body) for body in bodies]
+    packed: list[Any] = []
+    for body in bodies:
+        assert batch.state.pack(body, packed)
     with pytest.raises(NoRoomError):
-        batch.state.start_batch(packed, 4 * KB * KB, lambda _: False)  # type: ignore[arg-type] # a list of lists
+        batch.state.start_batch(4, packed, 4 * KB * KB, lambda _: False)
     assert batch.printed == []
     assert batch.run({"n": 9, "text": ""}) == (0, None)
 
@@ -204,16 +207,21 @@ def test_coroutines_of_one_message_end_with_it():
 )
 def test_what_has_no_shape_is_not_for_a_batch(body: Any):
     state = load("function handle() end")
-    assert [state.packed(body) for _ in range(3)] == [None] * 3
+    packed: list[Any] = []
+    assert [state.pack(body, packed) for _ in range(3)] == [False] * 3
+    assert packed == []
 
 
 def test_only_what_is_started_is_learnt_from():
     """Ever new shapes would use up the room for those that come again."""
     state = load("function handle() end")
-    assert [state.packed({"n": 1}) for _ in range(3)] == [None] * 3
+    packed: list[Any] = []
+    assert [state.pack({"n": 1}, packed) for _ in range(3)] == [False] * 3
+    assert packed == []
     for _ in range(2):
         state.start(MessageContext("1"), {"n": 1}).step()
-    assert state.packed({"n": 1}) is not None
+    assert state.pack({"n": 1}, packed)
+    assert packed[1:] == [1]
 
 
 def test_values_of_every_kind_arrive_as_they_would_alone():

@@ -59,7 +59,7 @@ def test_every_counter_shows_under_its_name() -> None:
 def test_runs_fall_into_cumulative_buckets() -> None:
     counters = Counters()
     for seconds in (0.001, 0.25, 0.25, 100.0):
-        counters.ran([seconds])
+        counters.ran([(1, seconds)])
     shown = Shown(counters)
     counted = {"0.001": 1, "0.1": 1, "0.25": 3, "60.0": 3, "+Inf": 4}
     assert {bound: shown.of("lunaq_handler_seconds_bucket", le=bound) for bound in counted} == counted

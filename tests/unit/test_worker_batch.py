@@ -105,10 +105,10 @@ async def test_the_order_is_kept_where_some_fail_before_one_that_runs_by_itself(
 ):
     start = LuaState.start_batch
 
-    def refuse_some(self: LuaState, bodies: list[Any], *arguments: Any) -> Any:
-        if not room and len(bodies) == 8:
+    def refuse_some(self: LuaState, count: int, *arguments: Any) -> Any:
+        if not room and count == 8:
             raise NoRoomError
-        return start(self, bodies, *arguments)
+        return start(self, count, *arguments)
 
     monkeypatch.setattr(LuaState, "start_batch", refuse_some)
     source = """

@@ -26,8 +26,8 @@ _MIN_INTEGER = -(2**63)
 _PLAIN = frozenset({bool, float, type(None), bytes})
 
 
-Shape = tuple["Callable[..., Any]", "Callable[..., Any]"]
-"""The starter and the builder of bodies with the same keys."""
+Shape = tuple["Callable[..., Any]", int]
+"""The starter of bodies with the same keys, and the number of their builder."""
 
 
 class Shapes:
@@ -43,14 +43,15 @@ class Shapes:
         self._known: dict[tuple[Any, ...], Shape] = {}
         self._candidates: set[int] = set()
 
-    def packed(self, body: Any) -> list[Any] | None:
-        """Give the builder of a body and its values, after one another; None where none is known."""
+    def pack(self, body: Any, into: list[Any]) -> bool:
+        """Append the number of a body's builder and its values; False, and nothing, where none is known."""
         if body.__class__ is not dict or not (shape := self._known.get(tuple(body))):
-            return None
+            return False
         try:
-            return [shape[1], *self.arguments(body)]
+            into += (shape[1], *self.arguments(body))
         except ValueError:
-            return None
+            return False
+        return True
 
     def shape(self, body: dict[Any, Any]) -> Shape | None:
         """Find the Lua functions for a body of these keys; None: there are none."""

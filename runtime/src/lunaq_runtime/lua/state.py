@@ -100,8 +100,8 @@ class LuaState:
         self.lua_go_on: Callable[[], Any] = shared[b"go_on"]
         self._convert = _converter(runtime, self.memory, shared[b"new_object"])
         self._shapes = Shapes(shared[b"shape"], self._convert, self.memory)
-        # Prepares a body for `start_batch`; None for one to be started by itself: `begin` learns from it.
-        self.packed: Callable[[Any], list[Any] | None] = self._shapes.packed
+        # Appends a body for `start_batch`; False for one to be started by itself, from which `begin` learns.
+        self.pack: Callable[[Any, list[Any]], bool] = self._shapes.pack
         self._grant(shared)
         self.memory.collect_with(shared[b"collect"])
         self.memory.limit_to(handler.memory_limit)
@@ -133,11 +133,14 @@ class LuaState:
             raise MemoryError
         return self.lua_start(value)
 
-    def start_batch(self, bodies: list[list[Any]], size: int, turn: Callable[[int], bool]) -> tuple[int, Any]:
-        """Start the handler on `packed` bodies, one after the other, until one does more than succeed.
+    def start_batch(
+        self, count: int, bodies: list[Any], size: int, turn: Callable[[int], bool]
+    ) -> tuple[int, Any]:
+        """Start the handler on `count` bodies, one after the other, until one does more than succeed.
 
         Args:
-            bodies: in the order in which they are handled.
+            count: how many there are.
+            bodies: what `pack` made of them, in the order in which they are handled.
             size: of the texts in them.
             turn: called with a message's place, counted from 1, before Python does anything on its behalf,
                 and again where it takes long; it returns whether this message is to be the last.
@@ -149,12 +152,11 @@ class LuaState:
         Raises:
             NoRoomError: none has been started.
         """
-        arguments = [part for body in bodies for part in body]
-        if not self.memory.fit(self._shapes.room(arguments, size)):
+        if not self.memory.fit(self._shapes.room(bodies, size)):
             raise NoRoomError
         self.callbacks.turn = turn
         try:
-            outcome = self.lua_start_batch(len(bodies), *arguments)
+            outcome = self.lua_start_batch(count, *bodies)
         finally:
             self.callbacks.turn = None
         place, *rest = outcome if isinstance(outcome, tuple) else (outcome,)
@@ -187,7 +189,7 @@ class LuaState:
             self.lua_abandon,
             self._convert,
             self._shapes,
-            self.packed,
+            self.pack,
             self.callbacks,
         )
         del self.lua_pending, self.lua_deliver, self.lua_go_on

@@ -51,7 +51,7 @@ class Batch:
         self.session = session
         self._done = done
         self._put_back = put_back
-        self._bodies: list[list[Any]] = []
+        self._bodies: list[Any] = []
         self._size = 0
         self._since = 0.0
         self._place = 0  # of the one that Python last heard of
@@ -59,7 +59,7 @@ class Batch:
 
     def gather(self, unstarted: deque[Delivery]) -> Delivery | None:
         """Take what can run in one call; returns the first one if that must be started by itself."""
-        packed = self._slot.packed
+        pack, bodies = self._slot.pack, self._bodies
         take = unstarted.popleft
         for _ in range(self._slot.most):
             try:
@@ -67,14 +67,13 @@ class Batch:
             except IndexError:
                 break
             size = self._size + len(delivery.body)
-            if size > HEAVIEST or (body := packed(delivery)) is None:
+            if size > HEAVIEST or not pack(delivery, bodies):
                 if not self.deliveries:
                     return delivery
                 # Its turn comes after those that are gathered, however far they get.
                 self._put_back(self.session, [delivery])
                 break
             self._size = size
-            self._bodies.append(body)
             self.deliveries.append(delivery)
         return None
 

@@ -48,15 +48,12 @@ class Counters:
         name = _FIELDS[event]
         setattr(self, name, getattr(self, name) + 1)
 
-    def ran(self, seconds: list[float]) -> None:
-        """Measure runs of the handler."""
-        self.seconds += sum(seconds)
+    def ran(self, runs: list[tuple[int, float]]) -> None:
+        """Measure runs of the handler: how many took how many seconds each."""
         buckets = self.buckets
-        if max(seconds) <= SECONDS_BOUNDS[0]:
-            buckets[0] += len(seconds)
-        else:
-            for one in seconds:
-                buckets[bisect_left(SECONDS_BOUNDS, one)] += 1
+        for times, seconds in runs:
+            self.seconds += times * seconds
+            buckets[bisect_left(SECONDS_BOUNDS, seconds)] += times
 
     def publish(self, refused: str = "") -> None:
         """Count one publish of the handler; `refused` is the reason if it failed."""

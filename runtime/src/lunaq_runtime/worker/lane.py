@@ -57,7 +57,8 @@ class Lane:
     """One consumer's deliveries on their way through its slots.
 
     `collect` is called on the loop when there are outcomes to take by `outcomes`, or successes in the
-    session, and tells whether it found any. `spent` are the seconds of each finished run.
+    session, and tells whether it found any. `spent` says of finished runs how many took how many
+    seconds.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Lane:
     ) -> None:
         self.session: Session | None = None
         self.outcomes: deque[tuple[Slot, Session, Delivery, Outcome]] = deque()
-        self.spent: deque[float] = deque()
+        self.spent: deque[tuple[int, float]] = deque()
         self._loop = loop
         self._stepper = stepper
         self._idle = deque(reversed(slots))  # the one used last is taken first: its memory is in the caches
@@ -294,7 +295,7 @@ class Lane:
 
     def _done(self, session: Session, succeeded: list[Delivery], seconds: float) -> None:
         """Take what of a batch has succeeded."""
-        self.spent.extend([seconds] * len(succeeded))
+        self.spent.append((len(succeeded), seconds))
         session.succeeded.extend(succeeded)
         self._wake()
 
@@ -310,12 +311,12 @@ class Lane:
         """Tell the loop of an outcome; false where the slot is still at work on its delivery."""
         free = True
         if outcome is SUCCEEDED:
-            self.spent.append(now - slot.started)
+            self.spent.append((1, now - slot.started))
             slot.release()
             session.succeeded.append(delivery)
         else:
             if isinstance(outcome, Finished):
-                self.spent.append(now - slot.started)
+                self.spent.append((1, now - slot.started))
                 slot.release(state_lost=outcome.state_lost)
             elif isinstance(outcome, Exception):
                 slot.release(state_lost=True)

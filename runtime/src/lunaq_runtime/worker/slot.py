@@ -61,10 +61,12 @@ class State(Protocol):
     def start(self, context: Any, body: Any, size: int | None) -> Invocation:
         """Begin an invocation on a body of `size` bytes; `context` looks like a `lua.host.MessageContext`."""
 
-    def packed(self, body: Any) -> list[Any] | None:
-        """Prepare a body for `start_batch`; None where it has to be started by itself."""
+    def pack(self, body: Any, into: list[Any]) -> bool:
+        """Append a body to those for `start_batch`; False where it has to be started by itself."""
 
-    def start_batch(self, bodies: list[list[Any]], size: int, turn: Callable[[int], bool]) -> tuple[int, Any]:
+    def start_batch(
+        self, count: int, bodies: list[Any], size: int, turn: Callable[[int], bool]
+    ) -> tuple[int, Any]:
         """Run the handler on one body after the other, until one does more than succeed."""
 
     def finished(self) -> None:
@@ -148,21 +150,21 @@ class Slot:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(error)
 
-    def packed(self, delivery: Delivery) -> list[Any] | None:
-        """Prepare a delivery for `run_batch`; None where it has to be started by itself."""
+    def pack(self, delivery: Delivery, into: list[Any]) -> bool:
+        """Append a delivery's body to those for `run_batch`; False where it has to be started by itself."""
         state = self._state
         if state is None or self.interruption or len(delivery.body) >= codecs.HEAVY:
-            return None
+            return False
         try:
             value = codecs.decoder_for_lua(delivery.content_type, self._codec)(delivery.body)
         except codecs.CodecError:
-            return None
-        packed = state.packed(value)
-        if packed is None:
-            self._known = delivery, value
-        return packed
+            return False
+        if state.pack(value, into):
+            return True
+        self._known = delivery, value
+        return False
 
-    def run_batch(self, batch: Batch, bodies: list[list[Any]], size: int, now: float) -> tuple[int, Any]:
+    def run_batch(self, batch: Batch, bodies: list[Any], size: int, now: float) -> tuple[int, Any]:
         """Run the handler on one body after the other: see `lua.state.LuaState.start_batch`."""
         state = self._state
         if state is None:  # pragma: no cover - without a state nothing is packed
@@ -172,7 +174,7 @@ class Slot:
         self.delivery = batch.deliveries[0]
         self.batch = batch
         try:
-            place, outcome = state.start_batch(bodies, size, batch.turn)
+            place, outcome = state.start_batch(len(batch.deliveries), bodies, size, batch.turn)
         finally:
             self.batch = None
         if place == 0:
@@ -224,7 +226,7 @@ class Slot:
             invocation.interrupt(error)
 
     def _decoded(self, delivery: Delivery) -> Any:
-        """Decode a body, unless `packed` has just done so; CodecError."""
+        """Decode a body, unless `pack` has just done so; CodecError."""
         known, self._known = self._known, None
         if known is not None and known[0] is delivery:
             return known[1]

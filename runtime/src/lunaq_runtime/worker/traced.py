@@ -37,8 +37,9 @@ class TracedSlot(Slot):
         self._run = self._spans.process(delivery, self._queue_id, self._consumer_id)
         return self._seen(super().start(session, delivery, now))
 
-    def packed(self, delivery: Delivery) -> None:
+    def pack(self, _delivery: Delivery, _into: list[Any]) -> bool:
         """Start each by itself, for it has a span of its own."""
+        return False
 
     def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished:
         outcome = super().resume(reply)

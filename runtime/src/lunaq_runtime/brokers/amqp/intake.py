@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lunaq_runtime.brokers.amqp.delivery import AmqpDelivery
 from lunaq_runtime.brokers.amqp.settlements import FRAME_SIZE, Settlements
-from lunaq_runtime.brokers.amqp.tap import guarded
+from lunaq_runtime.brokers.amqp.tap import MOST_PIECE, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +25,9 @@ BUSY = 4
 
 WIDE = 100
 """Unsettled messages beyond which a broker has no reason to wait for us while reading rests."""
+
+SHARE = 3
+"""The part of what may be on its way that the next piece waits for: the rest comes while it is handled."""
 
 LINGER = 1.0
 """Seconds in which what was kept back is applied too: what is left when the channel closes is forgotten."""
@@ -58,6 +61,7 @@ class Intake:
         self._said_at = 0.0
         self._said_lately = 0
         self._wide = prefetch == 0 or prefetch >= WIDE
+        self._share = prefetch // SHARE if prefetch else MOST_PIECE
         self.open = True
         tap.consume(channel, self)
         tap.on_change.append(self._flush)
@@ -105,7 +109,8 @@ class Intake:
         ]
         guarded(self._on_deliveries, batch)
         if self._wide and len(records) >= BUSY:
-            self._tap.rest()
+            _, _, body, head, _ = records[0]
+            self._tap.rest(self._share * (len(head) + len(body)))
 
     def on_closed(self) -> None:
         self.leave()

@@ -30,8 +30,11 @@ _SIGN_OF_LIFE = 1.0
 """Seconds after which taken traffic is shown to aiormq as a heartbeat: it would hear nothing otherwise."""
 
 PIECE = 8 * 1024
-"""Bytes that the next chunk of a busy connection should have. Many small ones cost more than what they bring:
-each wakes the loop, which takes the interpreter from the thread that runs Lua."""
+"""Bytes that the next chunk of a busy connection should have at least. Many small ones cost more than what they
+bring: each wakes the loop, which takes the interpreter from the thread that runs Lua."""
+
+MOST_PIECE = 64 * 1024
+"""Bytes that are waited for at most."""
 
 REST = 0.001
 """Seconds after which it is read however little has come."""
@@ -135,9 +138,9 @@ class Tap(TransportFactory):
             if answer and self._resting:
                 self._read_on()
 
-    def rest(self) -> None:
-        """Hear of the next chunk only once it is a large one, or a moment has passed."""
-        if self._resting is None and self._wake_for(PIECE):
+    def rest(self, size: int) -> None:
+        """Hear of the next chunk only once it has `size` bytes, or a moment has passed."""
+        if self._resting is None and self._wake_for(min(max(size, PIECE), MOST_PIECE)):
             self._resting = asyncio.get_running_loop().call_later(REST, self._read_on)
 
     def received(self, data: bytes) -> bytes:

@@ -340,12 +340,15 @@ local function judged(ok, mark, ...)
   return pack(drive(ok, mark, ...))
 end
 
+local builders = {} -- of bodies, in the order in which their shapes were learnt
+S.builders = builders
+
 local function run_batch(...)
   local values, at = { ... }, 1
   while S.index < S.last do
     S.index = S.index + 1
     local body
-    body, at = values[at](values, at)
+    body, at = builders[values[at]](values, at)
     local outcome = judged(handle(body))
     if outcome then
       return outcome
@@ -356,7 +359,7 @@ local function run_batch(...)
 end
 
 -- Starts the handler on `count` bodies, one after the other, until one does more than succeed; each is given as
--- the builder of its shape (shapes.lua) and its values. Returns nil and the last one's index if all succeeded, or
+-- the number of its shape's builder (shapes.lua) and its values. Returns nil and the last one's index if all succeeded, or
 -- which one did not and what `start` would have returned for it. An index of 0: there was no room for the bodies.
 function S.start_batch(count, ...)
   S.index, S.last, S.pointed = 0, count, 0

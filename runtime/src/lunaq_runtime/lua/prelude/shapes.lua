@@ -1,9 +1,10 @@
 -- Functions for bodies with certain keys (lua/shapes.py): the starter takes the values as arguments, builds the
--- table and starts the handler; the builder finds itself and its values in a list, and returns the table and
--- where the next one stands.
+-- table and starts the handler; the builder finds its number and its values in a list, and returns the table and
+-- where the next number stands.
 local S = ...
 
 local load, concat, select = S.load, table.concat, select
+local builders = S.builders
 
 local makers = {} -- number of keys -> function that takes so many keys and returns starter and builder
 
@@ -20,6 +21,7 @@ local function maker_for(count)
   return load(source, "=[lunaq]", "t")(S.start)
 end
 
+-- Returns the starter and the number of the builder.
 function S.shape(...)
   local count = select("#", ...)
   local maker = makers[count]
@@ -27,5 +29,7 @@ function S.shape(...)
     maker = maker_for(count)
     makers[count] = maker
   end
-  return maker(...)
+  local starter, builder = maker(...)
+  builders[#builders + 1] = builder
+  return starter, #builders
 end

@@ -30,7 +30,7 @@ _SIGN_OF_LIFE = 1.0
 """Seconds after which taken traffic is shown to aiormq as a heartbeat: it would hear nothing otherwise."""
 
 PIECE = 8 * 1024
-"""Bytes that the next chunk of a busy connection should have at least. Many small ones cost more than what they
+"""Bytes that the next chunk of a busy connection should have at least. Many small ones cost more than they
 bring: each wakes the loop, which takes the interpreter from the thread that runs Lua."""
 
 MOST_PIECE = 64 * 1024

@@ -133,9 +133,10 @@ async def test_messages_that_wait_for_their_retry_survive_a_restart_of_rabbitmq(
     def waiting() -> bool:
         queues = app.broker.api("GET", "/queues/%2F?disable_stats=true&enable_queue_totals=true")
         retrying = [queue for queue in queues if queue["name"].startswith(f"{app.queue('emails')}.retry.")]
-        return sum(queue.get("messages", 0) for queue in retrying) >= 50
+        return sum(queue.get("messages", 0) for queue in retrying) >= 20
 
-    await asyncio.to_thread(wait_for, waiting, "half of the messages to wait for their retry", 60)
+    # On a quiet machine nearly all do at one time; on a busy one the first are back before the last fail.
+    await asyncio.to_thread(wait_for, waiting, "a fifth of the messages to wait for their retry", 60)
     await asyncio.to_thread(app.broker.restart)
     await app.wait_depth("sent", 100, seconds=300)
     await app.wait_idle()

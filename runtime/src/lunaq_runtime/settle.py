@@ -72,10 +72,7 @@ class Settler:
 
     def alive(self, delivery: Delivery) -> bool:
         """Whether the delivery is still ours to settle, and nobody is at it; may be asked in any thread."""
-        subscription = self._subscription
-        return delivery in self._held and (
-            self._no_ack or subscription is None or subscription.alive(delivery)
-        )
+        return delivery in self._held and self._reachable(delivery)
 
     def all_alive(self, deliveries: list[Delivery]) -> bool:
         """Whether all of these are `alive`; in any thread, and for little more than the cost of one."""

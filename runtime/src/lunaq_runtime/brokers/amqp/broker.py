@@ -128,7 +128,7 @@ class AmqpBroker:
     def publish_soon(
         self, message: Outgoing, done: Callable[[BrokerError | None], None], *, timeout: float = 30.0
     ) -> None:
-        (self._publisher_once or self._publisher).publish_soon(message, done, timeout)
+        self._publisher.publish_soon(message, done, timeout)
 
     async def close(self) -> None:
         if self._closed:

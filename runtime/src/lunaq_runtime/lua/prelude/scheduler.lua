@@ -318,7 +318,7 @@ local function drive(ok, first, ...)
     return S.turn(ok, first, ...)
   elseif first == TOKEN then
     return ...
-  elseif first == DONE then
+  elseif first == DONE then -- as `finished` does, without a call
     idle = S.root
     S.root, S.delivery = nil, nil
     return verdict(...)
@@ -359,8 +359,9 @@ local function run_batch(...)
 end
 
 -- Starts the handler on `count` bodies, one after the other, until one does more than succeed; each is given as
--- the number of its shape's builder (shapes.lua) and its values. Returns nil and the last one's index if all succeeded, or
--- which one did not and what `start` would have returned for it. An index of 0: there was no room for the bodies.
+-- the number of its shape's builder (shapes.lua) and its values. Returns nil and the last one's index if all
+-- succeeded, or which one did not and what `start` would have returned for it. An index of 0: there was no room
+-- for the bodies.
 function S.start_batch(count, ...)
   S.index, S.last, S.pointed = 0, count, 0
   local ok, outcome = raw_pcall(run_batch, ...)

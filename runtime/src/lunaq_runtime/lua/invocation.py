@@ -179,7 +179,7 @@ class Invocation:
             state = self._state
             if state.callbacks.out_of_memory or not state.memory.fit():
                 raise MemoryError
-            return state.lua_resume(True, True)
+            return state.lua_published()
         asked = self._asked
         if asked is None:
             return self._state.lua_go_on()

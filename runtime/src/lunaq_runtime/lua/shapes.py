@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lunaq_runtime.lua.memory import MemoryGuard
 
 MAX_KEYS = 40
+MAX_KEY_BYTES = 1024
+"""Of all keys of a shape: what is learnt stays in memory, beside what the limit counts."""
+
 MAX_SHAPES = 64
 """How many shapes a state learns; a handler of more is served as well, and a little slower."""
 
@@ -94,6 +97,8 @@ class Shapes:
         if not all(key.__class__ is str for key in keys):
             return None
         encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
+        if sum(map(len, encoded)) > MAX_KEY_BYTES:
+            return None
         shape: Shape = self._memory.beside(lambda: self._make(*encoded))
         self._known[keys] = shape
         return shape

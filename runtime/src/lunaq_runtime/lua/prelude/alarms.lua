@@ -49,7 +49,7 @@ end
 
 -- Calls `alarm.ring(alarm)` at the monotonic time `alarm.at`, unless it is cleared before.
 function S.set_alarm(alarm)
-  local heap = S.many.alarms
+  local heap = S.alarms()
   heap.n, heap.order = heap.n + 1, heap.order + 1
   alarm.order, alarm.heap = heap.order, heap
   settle(heap, alarm, heap.n)

@@ -88,7 +88,7 @@ local function look(state)
   local timer = state.timer
   if not timer or not timer.at then
     return
-  elseif timer.delivery ~= S.delivery then
+  elseif timer.delivery ~= S.delivery() then
     timer.at = nil
     return
   end
@@ -121,7 +121,7 @@ end
 -- Makes a channel that gets a Time in `ns` nanoseconds, and then every `period` of them.
 function S.new_timer(ns, period)
   local channel, state = S.new_channel(1)
-  state.timer = { at = S.due_in(ns), period = period, delivery = S.delivery }
+  state.timer = { at = S.due_in(ns), period = period, delivery = S.delivery() }
   return channel, state
 end
 
@@ -131,7 +131,7 @@ function S.set_timer(state, ns)
   local timer = state.timer
   local active = timer.at ~= nil or state.count > 0
   state.count = 0
-  timer.at, timer.delivery = ns and S.due_in(ns), S.delivery
+  timer.at, timer.delivery = ns and S.due_in(ns), S.delivery()
   clear_alarm(state)
   set_alarm(state)
   return active
@@ -199,7 +199,7 @@ local function add(wait, channel, state, sends, value)
 end
 
 local function new_wait(select)
-  if not S.delivery then
+  if not S.delivery() then
     error("this would wait for ever: no message is being handled", 3)
   end
   return { task = S.enter().current, undo = undo, select = select }

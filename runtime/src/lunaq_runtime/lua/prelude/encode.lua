@@ -117,7 +117,7 @@ end
 -- for any other, and for one of more than `count` keys and values.
 local function append_pairs(value, out, n, left, count)
   local last = n + count
-  if metatable_of(value) or frozen[value] then
+  if metatable_of(value) then -- also of a frozen one
     return nil
   end
   for key, item in next, value do

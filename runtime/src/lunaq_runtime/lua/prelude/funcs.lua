@@ -77,7 +77,7 @@ end
 
 -- Starts a call; `done(result, err)` is told of its end, once. Returns its task, or nil and an error.
 local function begin(done, context, id, ...)
-  if not S.delivery then
+  if not S.delivery() then
     return fail("no context")
   end
   local why, kind = check(id)
@@ -118,7 +118,7 @@ local function call_and_wait(context, id, ...)
   if not callee then
     return nil, err
   end
-  wait.caller, wait.callee = S.many.current, callee
+  wait.caller, wait.callee = S.current(), callee
   return S.park(wait)
 end
 

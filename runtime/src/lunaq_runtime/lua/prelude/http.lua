@@ -22,7 +22,7 @@ function methods.read(stream, count)
   local number = number_of(stream, "read")
   if count ~= nil and type(count) ~= "number" then
     return fail("the number of bytes must be a number")
-  elseif not S.delivery then
+  elseif not S.delivery() then
     return fail("no context")
   end
   return request("http_read", number, count)
@@ -30,7 +30,7 @@ end
 
 function methods.close(stream)
   local number = number_of(stream, "close")
-  if not S.delivery then
+  if not S.delivery() then
     return fail("no context")
   end
   return request("http_close", number)
@@ -46,7 +46,7 @@ local function answered(response, err)
 end
 
 local function send(operation, value)
-  if not S.delivery then
+  if not S.delivery() then
     return fail("no context")
   end
   local out = {}

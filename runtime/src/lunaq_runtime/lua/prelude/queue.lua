@@ -4,10 +4,14 @@ local S = ...
 
 local type, next, select, tostring, error, setmetatable = type, next, select, tostring, error, setmetatable
 local call, host, request, fail = S.call, S.host, S.request, S.fail
-local append_pairs, answered, TOKEN = S.append_pairs, S.answered, S.TOKEN
-local unpack, yield = table.unpack, coroutine.yield
+local append_pairs, answered = S.append_pairs, S.answered
+
 local MAX_BODY, MAX_VALUES = S.limits.body, S.most_values
-local KEPT = 4096 -- bytes of a message that may stay in memory until the next one
+local KEPT <const> = 4096 -- bytes of a message that may stay in memory until the next one
+
+local DELIVERY <const>, ASKED <const>, ASKED_COUNT <const>, TOKEN <const>, REPLY <const> = 1, 7, 8, 9, 10
+local YIELD <const>, SCRATCH <const> = 13, 18 -- see scheduler.lua
+local hot = S.hot
 
 local function id_of(value)
   if type(value) == "number" then
@@ -68,36 +72,42 @@ local function publish(...)
   return request("publish", count, id_type, id_text, state, why, S.with_tokens(out, n))
 end
 
-local scratch = {} -- for one message after the other: filling a new table takes several allocations
+-- Of one message after the other: filling a new table takes several allocations.
+local function new_scratch()
+  hot[SCRATCH] = { "publish_pairs" }
+end
+new_scratch()
 
 function queue.publish(...)
-  if not S.delivery then
+  if not hot[DELIVERY] then
     return fail("no context")
   end
   local id, data, headers = ...
   if headers == nil and type(data) == "table" and type(id) == "string" and id ~= "" then
     -- As most are: nothing is left for Python to check but the rights.
-    local out = scratch
-    local n, left = append_pairs(data, out, 0, MAX_BODY, MAX_VALUES)
+    local out = hot[SCRATCH]
+    local n, left = append_pairs(data, out, 2, MAX_BODY, MAX_VALUES)
     if not n or MAX_BODY - left > KEPT then
-      scratch = {}
+      new_scratch()
     end
-    if n and n > 0 then
-      return answered(yield(TOKEN, "publish_pairs", id, unpack(out, 1, n)))
+    if n and n > 2 then
+      out[2] = id
+      hot[ASKED], hot[ASKED_COUNT] = out, n
+      return answered(hot[YIELD](hot[TOKEN]))
     end
   end
   return publish(...)
 end
 
 function queue.info(...)
-  if not S.delivery then
+  if not S.delivery() then
     return fail("no context")
   end
   local id_type, id_text = id_of((...))
   return request("info", select("#", ...), id_type, id_text)
 end
 
--- Message wrapper -> the delivery it belongs to; S.delivery is another number with every message.
+-- Message wrapper -> the delivery it belongs to; S.delivery() is another number with every message.
 local settled -- the delivery that was settled last
 local deliveries = setmetatable({}, { __mode = "k" })
 
@@ -106,7 +116,7 @@ local function delivery_of(message, name)
   if not delivery then
     error("msg:" .. name .. "() needs a message; call it with a colon", 3)
   end
-  if delivery ~= S.delivery then
+  if delivery ~= S.delivery() then
     return fail("queue.Message released")
   end
   return delivery
@@ -158,7 +168,7 @@ methods.nack = settle("nack")
 
 local Message = S.class("queue.Message", methods, {
   __tostring = function(message)
-    if deliveries[message] ~= S.delivery then
+    if deliveries[message] ~= S.delivery() then
       return "queue.Message{released}"
     end
     return "queue.Message{id=" .. call(host.message_id) .. "}"
@@ -166,11 +176,11 @@ local Message = S.class("queue.Message", methods, {
 })
 
 function queue.message()
-  if not S.delivery then
+  if not S.delivery() then
     return fail("no delivery found in context")
   end
   local message = setmetatable({}, Message)
-  deliveries[message] = S.delivery
+  deliveries[message] = S.delivery()
   return message, nil
 end
 

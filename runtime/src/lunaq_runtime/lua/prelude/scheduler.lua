@@ -1,49 +1,65 @@
 -- Runs a handler as a coroutine that Python drives, and ends it when its time is up.
--- A blocking call yields TOKEN and a request through every coroutine the handler made; no handler can get
--- hold of TOKEN or REPLY, so its own yields and resumes cannot be mistaken for ours.
+-- A blocking call leaves a request in `hot` and yields TOKEN through every coroutine the handler made; no handler
+-- can get hold of TOKEN or REPLY, so its own yields and resumes cannot be mistaken for ours.
 -- A handler that is alone is driven from here, with nothing in between; once it has several coroutines, or
--- waits for a channel, `S.many` is set and tasks.lua decides who goes on.
+-- waits for a channel, `hot[MANY]` is set and tasks.lua decides who goes on.
 local S = ...
 
 local coroutine, error, type, sub, gsub = coroutine, error, type, string.sub, string.gsub
-local setmetatable = setmetatable
+local setmetatable, select = setmetatable, select
 local raw_create, raw_resume, raw_yield = coroutine.create, coroutine.resume, coroutine.yield
 local raw_close, running, status = coroutine.close, coroutine.running, coroutine.status
 local getinfo, pack, unpack = S.getinfo, table.pack, table.unpack
-local sethook, traceback, clock, seconds, call = S.sethook, S.traceback, os.clock, os.time, S.call
+local sethook, traceback, clock, call = S.sethook, S.traceback, os.clock, S.call
 local interrupted, refused = S.host.interrupted, S.host.refused
-local serve, DONE = S.serve, S.DONE
+local serve = S.serve
 
-local TOKEN, REPLY = function() end, function() end -- functions: see serve.lua
+-- What each message needs, in one array. Hundreds of states do not fit into the processor's caches, and each
+-- upvalue, and each field of S, is a cache line or three by itself; of an array, four entries share one.
+-- Other files on the path of each message name the entries that they use in the same way.
+local DELIVERY <const> = 1 -- number of the message while it is handled, else nil
+local ROOT <const> = 2 -- the coroutine resumed last from outside: of the handler, of spawn, of a chunk being loaded
+local IDLE <const> = 3 -- the handler's coroutine of the message before, ready for another one
+local MANY <const> = 4 -- what tasks.lua keeps of a handler with several coroutines, else nil
+local ENDED <const> = 5 -- whether its time is up, or it was interrupted; Python knows why
+local SERIAL <const> = 6 -- number of the message last started
+local ASKED <const>, ASKED_COUNT <const> = 7, 8 -- a request, until Python takes it: operation and arguments
+local TOKEN <const>, REPLY <const>, DONE <const> = 9, 10, 11
+local RESUME <const>, YIELD <const>, UNPACK <const> = 12, 13, 14
+local TURN <const>, SECOND <const>, SECONDS <const> = 15, 16, 17 -- of `on_count`; 18 is of queue.lua
+local function token() end -- functions: see serve.lua
+local function reply() end
+-- All at once, so that all of them are in the array.
+local hot = { nil, nil, nil, nil, false, 0, nil, 0, token, reply, S.DONE, raw_resume, raw_yield, unpack, 0, 0, os.time, nil }
+S.hot = hot
 -- A single instruction can take milliseconds (texts of megabytes compared), so the hook comes often, and
 -- looks at the clock only every TURNS times, or when a second has passed.
-local COUNT, TURNS = 300, 16
+local COUNT <const>, TURNS <const> = 300, 16
 local DEEP = 10000 -- calls below which no error may be caught
 local PATIENCE = 0.01 -- seconds of CPU time between two questions to Python, which need the GIL
 
--- S.root: the coroutine that was resumed last from outside, so that of the handler, of a chunk being loaded,
--- or one of coroutine.spawn.
 local owned = setmetatable({}, { __mode = "k" }) -- coroutines that wait, or that are not the handler's to resume
-local ended = false -- its time is up, or it was interrupted; Python knows why
-local raises = 0 -- how often that had to be raised
-local serial = 0 -- of the message: S.delivery while it is handled, else nil
-local idle -- the handler's coroutine of the message before, ready for another one
-local asked = clock()
-local turns, second = 0, 0
+local raises = 0 -- how often `hot[ENDED]` had to be raised
+local looked = clock()
 -- Made beforehand: at the memory limit, an error that needs memory could not be raised.
 local END = call(S.host.make_error, "the handler is being ended", "Canceled", true, "")
 
+-- Number of the message that is handled, or nil.
+function S.delivery()
+  return hot[DELIVERY]
+end
+
 -- Ends the handler if its time is up.
 local function look()
-  if not ended then
+  if not hot[ENDED] then
     local now = clock()
-    if now - asked < PATIENCE and now >= asked then
+    if now - looked < PATIENCE and now >= looked then
       return
     end
-    asked = now
+    looked = now
     S.pointed = nil -- where it takes so long, the rest of a batch need not wait for it
-    ended = call(interrupted)
-    if not ended then
+    hot[ENDED] = call(interrupted)
+    if not hot[ENDED] then
       return
     end
   end
@@ -55,12 +71,12 @@ end
 S.look = look
 
 local function on_count()
-  turns = turns + 1
-  local now = seconds()
-  if turns < TURNS and now == second and not ended then
+  local turn, now = hot[TURN] + 1, hot[SECONDS]()
+  if turn < TURNS and now == hot[SECOND] and not hot[ENDED] then
+    hot[TURN] = turn
     return
   end
-  turns, second = 0, now
+  hot[TURN], hot[SECOND] = 0, now
   look()
 end
 
@@ -73,7 +89,7 @@ end
 
 local function guarded(ok, ...)
   if not ok then
-    if ended then
+    if hot[ENDED] then
       error(END, 0)
     elseif fatal((...)) then
       error((...), 0)
@@ -110,7 +126,7 @@ function xpcall(body, handler, ...)
 end
 
 local function create(body)
-  if ended then
+  if hot[ENDED] then
     error(END, 0)
   end
   local thread = raw_create(body)
@@ -123,7 +139,7 @@ end
 local doomed = setmetatable({}, { __mode = "k" })
 
 local function note_end(thread, ok, err)
-  if not ok and (ended or fatal(err)) then
+  if not ok and (hot[ENDED] or fatal(err)) then
     doomed[thread] = true
   end
 end
@@ -134,9 +150,9 @@ local function go_on(thread, ...)
 end
 
 local function pass(thread, ok, first, ...)
-  if ok and first == TOKEN then
+  if ok and first == hot[TOKEN] then
     owned[thread] = true
-    return pass(thread, go_on(thread, raw_yield(TOKEN, ...)))
+    return pass(thread, go_on(thread, raw_yield(first)))
   end
   note_end(thread, ok, first)
   return guarded(ok, first, ...)
@@ -168,7 +184,7 @@ end
 S.coroutine = {
   close = function(thread)
     local why = refusal(thread, "close")
-    if ended then
+    if hot[ENDED] then
       error(END, 0)
     elseif doomed[thread] then
       why = "coroutine.close: this coroutine was ended by a limit"
@@ -186,7 +202,7 @@ S.coroutine = {
     return create(body)
   end,
   resume = function(thread, ...)
-    if ended then
+    if hot[ENDED] then
       error(END, 0)
     end
     local why = refusal(thread, "resume")
@@ -199,7 +215,7 @@ S.coroutine = {
     checked("wrap", body)
     local thread = create(body)
     return function(...)
-      if ended then
+      if hot[ENDED] then
         error(END, 0)
       end
       local why = refusal(thread, "resume")
@@ -210,7 +226,7 @@ S.coroutine = {
     end
   end,
   yield = function(...)
-    if running() == S.root then
+    if running() == hot[ROOT] then
       error("attempt to yield from outside a coroutine: wait with time.sleep or a channel", 2)
     end
     return raw_yield(...)
@@ -218,7 +234,7 @@ S.coroutine = {
 }
 
 local function answered(mark, ok, ...)
-  if mark ~= REPLY then
+  if mark ~= hot[REPLY] then
     error("this coroutine was waiting on behalf of an earlier message and cannot go on", 0)
   end
   if ok then
@@ -231,33 +247,44 @@ S.answered = answered
 
 -- Asks Python for something and waits; callers return this as a tail call, so that an error raised here
 -- names the handler's line.
-function S.request(operation, ...)
-  return answered(raw_yield(TOKEN, operation, ...))
+function S.request(...)
+  hot[ASKED], hot[ASKED_COUNT] = { ... }, select("#", ...)
+  return answered(raw_yield(hot[TOKEN]))
+end
+
+-- Takes what was asked for: its operation and its arguments.
+function S.asked()
+  local asked = hot[ASKED]
+  hot[ASKED] = nil
+  return unpack(asked, 1, hot[ASKED_COUNT])
 end
 
 local function begin(body)
   local thread = raw_create(body)
-  S.root = thread
-  ended, raises = false, 0
+  hot[ROOT] = thread
+  hot[ENDED], raises = false, 0
   sethook(thread, on_count, "", COUNT)
   return thread
 end
 
+local function handle_anew(body)
+  local thread = begin(serve)
+  owned[thread] = true -- not the handler's to resume, whatever it remembers of earlier messages
+  return raw_resume(thread, body, S.handler)
+end
+
 -- Starts the handler on `body`, in the coroutine it had for the message before if that one is still good.
 local function handle(body)
-  serial = serial + 1
-  S.delivery = serial
-  local thread = idle
+  local serial, thread = hot[SERIAL] + 1, hot[IDLE]
+  hot[SERIAL], hot[DELIVERY] = serial, serial
   if not thread then
-    thread = begin(serve)
-    owned[thread] = true -- not the handler's to resume, whatever it remembers of earlier messages
-    return raw_resume(thread, body, S.handler)
+    return handle_anew(body)
   end
-  S.root, idle = thread, nil
-  if ended then
-    ended, raises = false, 0
+  hot[ROOT], hot[IDLE] = thread, nil
+  if hot[ENDED] then
+    hot[ENDED], raises = false, 0
   end
-  return raw_resume(thread, body)
+  return hot[RESUME](thread, body)
 end
 
 -- What a dead coroutine ended with, as values Python can take: text, traceback, or an error object.
@@ -276,26 +303,21 @@ local function failure(thread, value)
   return value, trace, raises
 end
 
--- Whether a handler that returned these has succeeded, and nothing more is to be said.
-local function succeeded(first, second)
-  return second == nil and first ~= false and type(first) ~= "userdata"
-end
-
 -- Forgets the handler: one that waits is never resumed, its open variables are not closed.
 function S.abandon()
-  S.root, S.delivery, S.many = nil, nil, nil
+  hot[ROOT], hot[DELIVERY], hot[MANY], hot[ASKED] = nil, nil, nil, nil
 end
 local forget = S.abandon
 
 -- What a handler that returned these has come to: nothing for success, or a word and what belongs to it.
 local function verdict(first, second)
-  if succeeded(first, second) then
-    return nil
-  elseif second == nil then
+  if second == nil then
     if first == false then
       return "false"
+    elseif type(first) == "userdata" then
+      return "error", first
     end
-    return "error", first
+    return nil
   elseif type(second) == "userdata" then
     return "error", second
   elseif type(second) == "string" then
@@ -309,35 +331,34 @@ local function finished(thread, ok, mark, first, second)
   if not ok then
     return "raised", failure(thread, mark)
   end
-  idle = thread
+  hot[IDLE] = thread
   return verdict(first, second)
 end
 
-local function drive(ok, first, ...)
-  if S.many then
-    return S.turn(ok, first, ...)
-  elseif first == TOKEN then
-    return ...
-  elseif first == DONE then -- as `finished` does, without a call
-    idle = S.root
-    S.root, S.delivery = nil, nil
-    return verdict(...)
+-- Takes what the handler's coroutine was resumed to, and tells what is to be done about it: nil for success, or a
+-- word and what belongs to it. Nothing else is called on the way of most messages.
+local function drive(ok, mark, first, second)
+  if hot[MANY] then
+    return S.turn(ok, mark, first, second)
+  elseif mark == hot[TOKEN] then
+    local asked = hot[ASKED]
+    hot[ASKED] = nil
+    return hot[UNPACK](asked, 1, hot[ASKED_COUNT])
+  elseif mark == hot[DONE] then
+    hot[IDLE] = hot[ROOT]
+    hot[ROOT], hot[DELIVERY] = nil, nil
+    if second == nil and (first == nil or first == true) then
+      return nil
+    end
+    return verdict(first, second)
   end
-  return finished(S.root, ok, first, ...)
+  return finished(hot[ROOT], ok, mark, first, second)
 end
+S.handle, S.drive = handle, drive
 
--- Starts the handler on one body; returns nothing for success, or a word and what belongs to it.
+-- Starts the handler on one body; returns nil for success, or a word and what belongs to it.
 function S.start(body)
   return drive(handle(body))
-end
-
--- What a message of a batch came to, packed; nil where it simply succeeded.
-local function judged(ok, mark, ...)
-  if mark == DONE and not S.many and succeeded(...) then
-    idle = S.root
-    return nil
-  end
-  return pack(drive(ok, mark, ...))
 end
 
 local builders = {} -- of bodies, in the order in which their shapes were learnt
@@ -349,10 +370,16 @@ local function run_batch(...)
     S.index = S.index + 1
     local body
     body, at = builders[values[at]](values, at)
-    local outcome = judged(handle(body))
-    if outcome then
-      return outcome
-    elseif S.pointed == S.index and call(refused) then
+    local ok, mark, first, second = handle(body)
+    if second == nil and (first == nil or first == true) and mark == hot[DONE] and not hot[MANY] then
+      hot[IDLE] = hot[ROOT]
+    else
+      local outcome = pack(drive(ok, mark, first, second))
+      if outcome[1] ~= nil then
+        return outcome
+      end
+    end
+    if S.pointed == S.index and call(refused) then
       return { n = 0 } -- Python has refused it a value for lack of memory: its success does not count
     end
   end
@@ -379,14 +406,19 @@ end
 
 -- Hands a reply to the waiting handler: `ok` false raises the value there.
 function S.resume(ok, ...)
-  return drive(raw_resume(S.root, REPLY, ok, ...))
+  return drive(raw_resume(hot[ROOT], hot[REPLY], ok, ...))
+end
+
+-- The same for the reply to most requests, a publish that the broker has confirmed.
+function S.published()
+  return drive(hot[RESUME](hot[ROOT], hot[REPLY], true, true))
 end
 
 -- Runs a chunk to its end before any message: true and its values, or false and the error.
 function S.run(body)
   local function over(ok, ...)
-    local thread = S.root
-    S.root = nil
+    local thread = hot[ROOT]
+    hot[ROOT] = nil
     if ok then
       return true, ...
     end
@@ -398,10 +430,10 @@ end
 -- Runs a function's chunk within a handler, as if before any message: true and its first value, or false
 -- and the error.
 function S.run_within(body)
-  local delivery, thread = S.delivery, create(body)
-  S.delivery = nil
+  local delivery, thread = hot[DELIVERY], create(body)
+  hot[DELIVERY] = nil
   local ok, value = guarded(raw_resume(thread))
-  S.delivery = delivery
+  hot[DELIVERY] = delivery
   if not ok then
     return false, (failure(thread, value))
   elseif status(thread) ~= "dead" then
@@ -412,17 +444,17 @@ end
 
 -- Asks whether the handler's time is up, where no hook looks: between its coroutines.
 function S.expired()
-  if not ended then
-    ended = call(interrupted)
-    raises = ended and raises + 1 or raises
+  if not hot[ENDED] then
+    hot[ENDED] = call(interrupted)
+    raises = hot[ENDED] and raises + 1 or raises
   end
-  return ended
+  return hot[ENDED]
 end
 
 -- Tells whether an error must end the handler whoever could catch it.
 function S.unstoppable(err)
-  return ended or fatal(err)
+  return hot[ENDED] or fatal(err)
 end
 
-S.TOKEN, S.REPLY, S.END, S.owned = TOKEN, REPLY, END, owned
+S.END, S.owned = END, owned
 S.create, S.failure, S.finished = create, failure, finished

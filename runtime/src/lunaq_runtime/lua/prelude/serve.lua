@@ -10,6 +10,7 @@ local DONE = function() end -- a function, for `==` on them never asks a metatab
 S.DONE = DONE
 
 function S.serve(body, ...)
+  local yield, DONE = yield, DONE -- on the stack, which is at hand
   while true do
     body = yield(DONE, (...)(body))
   end

@@ -4,32 +4,30 @@
 local S = ...
 
 local load, concat, select = S.load, table.concat, select
+local format, gsub, byte = string.format, string.gsub, string.byte
 local builders = S.builders
 
-local makers = {} -- number of keys -> function that takes so many keys and returns starter and builder
-
-local function maker_for(count)
-  local keys, values, fields, listed = {}, {}, {}, {}
-  for i = 1, count do
-    keys[i], values[i] = "k" .. i, "v" .. i
-    fields[i], listed[i] = "[k" .. i .. "]=v" .. i, "[k" .. i .. "]=list[at+" .. i .. "]"
-  end
-  -- Keys come in as values, so that no text of a message is ever compiled.
-  local source = "local start = ... return function(" .. concat(keys, ",") .. ") return function("
-    .. concat(values, ",") .. ") return start({" .. concat(fields, ",") .. "}) end, function(list, at) return {"
-    .. concat(listed, ",") .. "}, at+" .. count + 1 .. " end end"
-  return load(source, "=[lunaq]", "t")(S.start)
+-- A key as Lua source. Every byte is escaped, so that no text of a message is ever compiled as anything else.
+local function literal(key)
+  return '["' .. gsub(key, ".", function(character)
+    return format("\\%03d", byte(character))
+  end) .. '"]'
 end
 
--- Returns the starter and the number of the builder.
+-- Returns the starter and the number of the builder. The keys are constants of both: as upvalues, each would be
+-- an object of its own, and take longer to come out of memory than the rest of the table takes to build.
 function S.shape(...)
   local count = select("#", ...)
-  local maker = makers[count]
-  if not maker then
-    maker = maker_for(count)
-    makers[count] = maker
+  local values, fields, listed = {}, {}, {}
+  for i, key in next, { ... } do
+    local name = literal(key)
+    values[i] = "v" .. i
+    fields[i], listed[i] = name .. "=v" .. i, name .. "=list[at+" .. i .. "]"
   end
-  local starter, builder = maker(...)
+  local source = "local handle, drive = ... return function(" .. concat(values, ",") .. ") return drive(handle({"
+    .. concat(fields, ",") .. "})) end, function(list, at) return {" .. concat(listed, ",") .. "}, at+" .. count + 1
+    .. " end"
+  local starter, builder = load(source, "=[lunaq]", "t")(S.handle, S.drive)
   builders[#builders + 1] = builder
   return starter, #builders
 end

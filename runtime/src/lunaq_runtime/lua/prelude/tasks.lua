@@ -6,7 +6,10 @@ local error, next, type = error, next, type
 local pack, unpack, concat = table.pack, table.unpack, table.concat
 local raw_resume = coroutine.resume
 local call, host, request, getinfo = S.call, S.host, S.request, S.getinfo
-local TOKEN, REPLY, PARK = S.TOKEN, S.REPLY, function() end
+local answered, raw_yield = S.answered, coroutine.yield
+
+local ROOT <const>, MANY <const>, ASKED <const>, TOKEN <const>, REPLY <const> = 2, 4, 7, 9, 10 -- see scheduler.lua
+local hot = S.hot
 
 local TURNS = 64 -- switches between two looks at the clock
 local PATIENCE = 10000000 -- nanoseconds of switching after which replies that have come get in between
@@ -19,9 +22,9 @@ local now = S.monotonic
 
 -- Makes the handler's own coroutine the first of many.
 local function enter()
-  local many = S.many
+  local many = hot[MANY]
   if not many then
-    local main = { thread = S.root, run = { children = {}, context = {} } }
+    local main = { thread = hot[ROOT], run = { children = {}, context = {} } }
     many = {
       main = main,
       current = main,
@@ -35,8 +38,8 @@ local function enter()
       since = now(),
     }
     main.many = many
-    S.owned[S.root] = true
-    S.many = many
+    S.owned[hot[ROOT]] = true
+    hot[MANY] = many
   end
   return many
 end
@@ -53,16 +56,17 @@ S.ready = ready
 
 -- Whether a task can still be woken: not one that is over, nor one of an earlier message.
 function S.waits(task)
-  return task.many == S.many and not task.over
+  return task.many == hot[MANY] and not task.over
 end
 
 -- Waits until somebody makes the current task ready. `wait.undo(wait)` is called if it is ended before.
 function S.park(wait)
-  if not S.delivery then
+  if not S.delivery() then
     error("this would wait for ever: no message is being handled", 2)
   end
   enter().current.wait = wait
-  return request(PARK)
+  hot[ASKED] = nil
+  return answered(raw_yield(hot[TOKEN]))
 end
 
 local function start(run, parent, done, body, ...)
@@ -107,15 +111,23 @@ function S.start_run(context, done, body, ...)
   return run.owner
 end
 
+-- The task that runs now, and the alarms of all tasks, of a handler that has several.
+function S.current()
+  return hot[MANY].current
+end
+function S.alarms()
+  return hot[MANY].alarms
+end
+
 -- What `ctx` shows to the code that runs now.
 function S.context()
-  return S.many and S.many.current.run.context or {}
+  return hot[MANY] and hot[MANY].current.run.context or {}
 end
 
 function S.coroutine.spawn(body, ...)
   if type(body) ~= "function" then
     S.bad_argument(1, "spawn", "function expected, got " .. type(body))
-  elseif not S.delivery then
+  elseif not S.delivery() then
     error("coroutine.spawn: there is no message yet; spawn in the handler, not while its file is loaded", 2)
   end
   local run = enter().current.run
@@ -130,7 +142,7 @@ local function wake(alarm)
   ready(alarm.task, true)
 end
 function S.sleep(ns)
-  local many = S.many
+  local many = hot[MANY]
   if not many then
     return request("sleep", ns)
   end
@@ -198,15 +210,15 @@ local advance
 
 -- Takes what the current task was resumed to: a request, a wait, or its end.
 function S.turn(ok, first, ...)
-  local many = S.many
+  local many = hot[MANY]
   local task = many.current
-  if ok and first == TOKEN then
-    if (...) == PARK then
-      return advance()
+  if ok and first == hot[TOKEN] then
+    if not hot[ASKED] then
+      return advance() -- it is parked
     elseif many.outstanding == 0 and many.first > many.last and many.alarms.n == 0 then
-      return ... -- nothing else can happen before this is answered
+      return S.asked() -- nothing else can happen before this is answered
     end
-    return "beside", ...
+    return "beside", S.asked()
   elseif task == many.main or (not ok and S.unstoppable(first)) then
     return S.finished(task.thread, ok, first, ...)
   elseif not ok and task.run.owner then
@@ -240,13 +252,13 @@ local function resume(task)
     task.fresh = nil
     return raw_resume(task.thread, unpack(reply, 1, reply.n))
   end
-  return raw_resume(task.thread, REPLY, unpack(reply, 1, reply.n))
+  return raw_resume(task.thread, hot[REPLY], unpack(reply, 1, reply.n))
 end
 
 -- Resumes the next task that is ready; without one, has Python wait: "wait" and for how many nanoseconds,
 -- or nil for as long as it takes.
 function advance()
-  local many = S.many
+  local many = hot[MANY]
   many.switches = many.switches + 1
   if many.switches % TURNS == 0 then
     if S.expired() then
@@ -265,7 +277,7 @@ function advance()
     task = take(many)
   end
   if task then
-    many.current, S.root = task, task.thread
+    many.current, hot[ROOT] = task, task.thread
     return S.turn(resume(task))
   elseif many.alarms.n > 0 then
     local left = many.alarms[1].at - now()
@@ -278,7 +290,7 @@ end
 
 -- Goes on after a wait.
 function S.go_on()
-  S.many.since = now()
+  hot[MANY].since = now()
   return advance()
 end
 
@@ -291,7 +303,7 @@ end
 
 -- The current task's request is being carried out under a tag, the others go on.
 function S.pending(tag)
-  local many = S.many
+  local many = hot[MANY]
   many.asked[tag] = many.current
   many.outstanding = many.outstanding + 1
   many.current.wait = { undo = undo_request, many = many, tag = tag }
@@ -300,7 +312,7 @@ end
 
 -- Hands over the reply to a pending request; nothing runs before `go_on`.
 function S.deliver(tag, ...)
-  local many = S.many
+  local many = hot[MANY]
   local task = many.asked[tag]
   if task then
     many.asked[tag] = nil

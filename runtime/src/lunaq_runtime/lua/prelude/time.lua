@@ -113,7 +113,7 @@ function time.sleep(value)
     return fail(why)
   elseif ns <= 0 then
     return
-  elseif not S.delivery then
+  elseif not S.delivery() then
     return fail("no context")
   end
   return S.sleep(ns)

@@ -10,7 +10,7 @@ function S.time_ago(ns)
 end
 
 local function duration(value)
-  if not S.delivery then
+  if not S.delivery() then
     return nil, "no context"
   end
   local ns, why = nanoseconds(value)

@@ -37,6 +37,7 @@ def handled(state: LuaState, host: FakeHost, body: dict[str, str]) -> list[str]:
         "\\",
         '\\"',
         "\\065",
+        "\x012",
         "1\n2\r3",
         "\0",
         "end return",
@@ -48,12 +49,6 @@ def test_a_key_is_only_ever_a_key(key: str):
     """It becomes a constant of Lua source; nothing in it may be more than that."""
     host = FakeHost()
     assert handled(load(SHOWN, host=host), host, {key: "v"}) == [f"{key}=v"] * 4
-
-
-def test_a_number_stands_after_every_escape():
-    """`\\1` followed by the digit 2 is not `\\12`."""
-    host = FakeHost()
-    assert handled(load(SHOWN, host=host), host, {"\x012": "v"}) == ["\x012=v"] * 4
 
 
 def test_long_keys_are_not_learnt():

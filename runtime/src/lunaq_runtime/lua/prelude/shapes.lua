@@ -10,7 +10,7 @@ local builders = S.builders
 -- A key as Lua source. Every byte is escaped, so that no text of a message is ever compiled as anything else.
 local function literal(key)
   return '["' .. gsub(key, ".", function(character)
-    return format("\\%03d", byte(character))
+    return format("\\%d", byte(character))
   end) .. '"]'
 end
 

@@ -16,8 +16,10 @@ from pamqp.header import ContentHeader
 
 from lunaq_runtime.brokers.amqp import decode
 from lunaq_runtime.brokers.amqp.delivery import AmqpDelivery
-from lunaq_runtime.brokers.wire import encode_properties, encode_table
-from lunaq_runtime.message import Properties
+from lunaq_runtime.brokers.wire import encode_properties, encode_table, stamp
+from lunaq_runtime.codecs import encoder_of
+from lunaq_runtime.message import Properties, Stamped
+from lunaq_runtime.worker.message_ids import new_id
 
 SHORT = st.text(max_size=60)
 VALUES = st.recursive(
@@ -258,3 +260,12 @@ def test_exchange_and_routing_key_are_read_from_the_method():
     method = commands.Basic.Deliver("a-consumer", 9, True, "the exchange", "the key")
     delivery = AmqpDelivery("q", 1, 9, 1, b"", *head(b"\x00\x00", method))
     assert (delivery.exchange, delivery.routing_key) == ("the exchange", "the key")
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack", "raw"])
+def test_a_stamped_message_is_encoded_like_any_other_of_its_properties(codec: str):
+    _, content_type = encoder_of(codec)
+    for timestamp in (0, 1_700_000_000):
+        message = Stamped("app:out.x", b"{}", content_type, new_id(), timestamp)
+        assert stamp(message) == encode_properties(message.properties)
+        assert decode.properties(stamp(message), 2) == message.properties

@@ -312,7 +312,7 @@ async def test_a_broken_connection_delivers_again_and_a_late_outcome_of_before_s
 
 
 def test_message_ids_are_random_uuids_and_none_comes_twice():
-    ids = [new_id() for _ in range(2000)]
+    ids = [new_id().decode() for _ in range(2000)]
     assert len(set(ids)) == 2000
     parsed = [uuid.UUID(one) for one in ids]
     assert [str(one) for one in parsed] == ids

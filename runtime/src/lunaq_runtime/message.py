@@ -12,7 +12,7 @@ PERSISTENT = 2
 """The AMQP delivery mode of a message that survives a broker restart."""
 
 
-@dataclass(slots=True)  # not frozen: one is made for each publish, and that takes three times as long
+@dataclass(slots=True)  # not frozen: that takes three times as long to make
 class Properties:
     """The AMQP 0-9-1 basic properties; `None` is "not set". Never changed once made.
 
@@ -107,11 +107,59 @@ class Delivery:
         )
 
 
-@dataclass(slots=True)  # not frozen, likewise
 class Outgoing:
     """One message to publish; always `mandatory` and confirmed. Never changed once made."""
 
-    exchange: str
-    routing_key: str
-    body: bytes
-    properties: Properties
+    __slots__ = ("_properties", "body", "exchange", "routing_key")
+
+    def __init__(self, exchange: str, routing_key: str, body: bytes, properties: Properties) -> None:
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.body = body
+        self._properties = properties
+
+    @property
+    def properties(self) -> Properties:
+        """All properties."""
+        return self._properties
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Outgoing):
+            return NotImplemented
+        return self._key() == other._key()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _key(self) -> tuple[str, str, bytes, Properties]:
+        return self.exchange, self.routing_key, self.body, self.properties
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._key()!r}"
+
+
+class Stamped(Outgoing):
+    """A persistent message with a content type, an id (ASCII) and a time (Unix seconds), and nothing else.
+
+    So are most that handlers publish. Who sends it need not make its `properties`: `brokers.wire.stamp`.
+    """
+
+    __slots__ = ("content_type", "message_id", "timestamp")
+
+    def __init__(  # the superclass's fields without its constructor
+        self, exchange: str, body: bytes, content_type: str, message_id: bytes, timestamp: int
+    ) -> None:
+        self.exchange = exchange
+        self.routing_key = ""
+        self.body = body
+        self.content_type = content_type
+        self.message_id = message_id
+        self.timestamp = timestamp
+
+    @property
+    def properties(self) -> Properties:
+        return Properties(
+            self.content_type,
+            delivery_mode=PERSISTENT,
+            message_id=self.message_id.decode(),
+            timestamp=self.timestamp,
+        )

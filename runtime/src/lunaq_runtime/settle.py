@@ -72,7 +72,10 @@ class Settler:
 
     def alive(self, delivery: Delivery) -> bool:
         """Whether the delivery is still ours to settle, and nobody is at it; may be asked in any thread."""
-        return delivery in self._held and self._reachable(delivery)
+        if delivery not in self._held:
+            return False
+        subscription = self._subscription
+        return self._no_ack or subscription is None or subscription.alive(delivery)
 
     def all_alive(self, deliveries: list[Delivery]) -> bool:
         """Whether all of these are `alive`; in any thread, and for little more than the cost of one."""

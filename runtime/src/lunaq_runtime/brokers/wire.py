@@ -10,11 +10,12 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime.brokers.base import BrokerError
+from lunaq_runtime.message import PERSISTENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lunaq_runtime.message import Properties
+    from lunaq_runtime.message import Properties, Stamped
 
 SHORT_STRING = 255
 """The most bytes of a name, a routing key or a textual property."""
@@ -29,6 +30,7 @@ _COMMON = {
     for text in ("application/json", "application/msgpack", "application/octet-stream")
 }
 """Content types as they are encoded: those that our own codecs write."""
+_stamps: dict[str, bytes] = {}
 _FLAGS = Struct(">H").pack
 _TIMESTAMP = Struct(">Q").pack
 _LENGTH = Struct(">I").pack
@@ -97,6 +99,20 @@ def encode_properties(properties: Properties) -> bytes:  # noqa: C901, PLR0912 -
         parts.append(short_text("app_id", value))
     parts[0] = _FLAGS(flags)
     return b"".join(parts)
+
+
+def stamp(message: Stamped) -> bytes:
+    """Encode the properties of a message that has no others: what `encode_properties` makes of them."""
+    message_id = message.message_id
+    start = _stamps.get(message.content_type) or _new_stamp(message.content_type)
+    return start + _BYTES[len(message_id)] + message_id + _TIMESTAMP(message.timestamp)
+
+
+def _new_stamp(content_type: str) -> bytes:
+    """Encode what is the same for all of a content type; there are as many as codecs."""
+    flags = 0x8000 | 0x1000 | 0x0080 | 0x0040
+    start = _stamps[content_type] = _FLAGS(flags) + short_text("content_type", content_type) + _MODES[PERSISTENT]
+    return start
 
 
 def short_text(name: str, value: str) -> bytes:

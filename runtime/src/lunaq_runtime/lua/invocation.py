@@ -262,8 +262,9 @@ class Invocation:
         return publishing.check_publish(call, payload, self._state.host.can, self._state.callbacks.warn)
 
     def _publish_pairs(self, arguments: list[Any]) -> Publish | HandlerError:
-        queue_id = arguments.pop(0).decode(errors="replace")
-        return publishing.check_pairs(queue_id, bridge.pairs(arguments), self._state.host.can)
+        queue_id, *pairs = arguments
+        can = self._state.host.can
+        return publishing.check_pairs(queue_id.decode(errors="replace"), bridge.pairs(pairs), can)
 
     def _info(self, arguments: list[Any]) -> Single | HandlerError:
         count, id_type, *rest = arguments

@@ -48,6 +48,7 @@ class MemoryGuard:
         self._set = runtime.set_max_memory
         self._limit = 0
         self._current = 0
+        self._plenty = 0  # what may be in use, with what is handed over, without a limit to be set
         self.seen = 0
         self._collect: Callable[[], Any] | None = None
 
@@ -59,6 +60,7 @@ class MemoryGuard:
         """Take `size` bytes from the limit for what Python keeps on behalf of Lua; it holds from `fit` on."""
         if self._limit:
             self._limit -= size
+            self._reckon()
 
     def burden(self, value: Any) -> None:
         """Count a HandlerError, or those of a tuple, that Lua is about to hold."""
@@ -78,8 +80,8 @@ class MemoryGuard:
     def fit(self, need: int = 0) -> bool:
         """Make room for handing over `need` bytes and a margin; False where the limit forbids it."""
         self.seen = used = self._used(total=True)
-        if self._current == self._limit and used + need + MARGIN <= self._limit:
-            return True  # the common case: far from the limit, nothing is to be set
+        if used + need <= self._plenty:
+            return True
         if self._limit and used + need > self._limit + RESERVE:
             # Some of it may be garbage that Lua has had no reason to collect yet.
             if self._collect is not None:
@@ -104,12 +106,17 @@ class MemoryGuard:
         finally:
             if self._limit:
                 self._limit += max(self._used(total=True) - before, 0)
+                self._reckon()
             self.fit()
 
     def _apply(self, limit: int) -> None:
         if limit != self._current:
             self._current = limit
             self._set(limit, total=True)
+        self._reckon()
+
+    def _reckon(self) -> None:
+        self._plenty = self._limit - MARGIN if self._current == self._limit else 0
 
 
 def size_of(value: Any) -> int:

@@ -24,7 +24,7 @@ MAX_SHAPES = 64
 _MAX_CANDIDATES = 256
 _VALUE = 64
 """Bytes that Lua may need for a value beside its text."""
-_MAX_INTEGER = 2**63 - 1
+_BITS = 64
 _MIN_INTEGER = -(2**63)
 _PLAIN = frozenset({bool, float, type(None), bytes})
 
@@ -68,7 +68,7 @@ class Shapes:
             value.encode()
             if (kind := value.__class__) is str
             else value
-            if kind in _PLAIN or (kind is int and _MIN_INTEGER <= value <= _MAX_INTEGER)
+            if kind in _PLAIN or (kind is int and value.bit_length() < _BITS)
             else convert(value)
             for value in body.values()
         ]
@@ -81,7 +81,7 @@ class Shapes:
 
     def _convert(self, value: Any) -> Any:
         if value.__class__ is int:
-            return float(value)  # beyond what Lua has
+            return value if value == _MIN_INTEGER else float(value)  # beyond what Lua has
         return self._table(value)
 
     def _learn(self, keys: tuple[Any, ...]) -> Shape | None:

@@ -117,7 +117,8 @@ class Desk:
         for _ in range(len(lane.outcomes)):
             slot, session, delivery, outcome = lane.outcomes.popleft()
             if outcome.__class__ is Publish:  # as most are that are no success
-                self._carry_out(slot, session, delivery, outcome)
+                if pending := self._pending(slot):
+                    self._requests.publish_soon(*slot.traced(outcome, pending.answer))
             else:
                 self._take(slot, session, delivery, outcome)
         session = lane.session
@@ -232,15 +233,21 @@ class Desk:
 
     # What a handler waits for ---------------------------------------------------------------------------
 
-    def _carry_out(self, slot: Slot, session: Session, delivery: Delivery, request: Request) -> None:
-        slot.pending = pending = Pending(slot, self.lane.resume)
+    def _pending(self, slot: Slot) -> Pending | None:
+        """Make what a request of a slot is answered by, within the handler's time; None: it is interrupted."""
         if slot.interruption:
-            pending.drop()
             self.lane.resume(slot, slot.interruption)
-            return
+            return None
         deadline = slot.started + self._timeout
         if deadline < self._timer_at:
             self._look_at(deadline)
+        slot.pending = pending = Pending(slot, self.lane.resume)
+        return pending
+
+    def _carry_out(self, slot: Slot, session: Session, delivery: Delivery, request: Request) -> None:
+        pending = self._pending(slot)
+        if pending is None:
+            return
         match request:
             case Publish():
                 self._requests.publish_soon(*slot.traced(request, pending.answer))

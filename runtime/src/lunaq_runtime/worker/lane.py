@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from lunaq_runtime.lua.requests import SUCCEEDED, Finished
+from lunaq_runtime.lua.requests import SUCCEEDED, Finished, Publish
 from lunaq_runtime.lua.state import NoRoomError
 from lunaq_runtime.retry import Poison
 from lunaq_runtime.worker.batch import LONGEST, MOST, Batch
@@ -315,7 +315,9 @@ class Lane:
             slot.release()
             session.succeeded.append(delivery)
         else:
-            if isinstance(outcome, Finished):
+            if outcome.__class__ is Publish:  # as most are
+                free = False
+            elif isinstance(outcome, Finished):
                 self.spent.append((1, now - slot.started))
                 slot.release(state_lost=outcome.state_lost)
             elif isinstance(outcome, Exception):

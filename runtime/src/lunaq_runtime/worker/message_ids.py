@@ -1,24 +1,28 @@
-"""Message ids: random UUIDs (version 4), whose randomness is drawn for many at once; used by `requests`."""
+"""Message ids: random UUIDs (version 4), of which many are made at once; used by `requests`."""
 
 from __future__ import annotations
 
 import os
+from binascii import hexlify
+from struct import Struct
 
-_BATCH = 256
+_BATCH = 64
 _LENGTH = 16
-_VARIANT = "89ab"
+_VERSION_AT, _VERSION = 6, bytes(0x40 | byte & 0x0F for byte in range(256))
+_VARIANT_AT, _VARIANT = 8, bytes(0x80 | byte & 0x3F for byte in range(256))
+_GROUPS = Struct("8s4s4s4s12s").iter_unpack
 
-_drawn: list[bytes] = []
+_made: list[bytes] = []
 
 
-def new_id() -> str:
-    """Make an id of 36 characters; from any thread."""
+def new_id() -> bytes:
+    """Make an id of 36 ASCII characters; from any thread."""
     try:
-        raw = _drawn.pop()
+        return _made.pop()
     except IndexError:
-        block = os.urandom(_BATCH * _LENGTH)
-        _drawn.extend(block[at : at + _LENGTH] for at in range(_LENGTH, len(block), _LENGTH))
-        raw = block[:_LENGTH]
-    digits = raw.hex()
-    variant = _VARIANT[raw[8] & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+        block = bytearray(os.urandom(_BATCH * _LENGTH))
+        for at, bits in ((_VERSION_AT, _VERSION), (_VARIANT_AT, _VARIANT)):
+            block[at::_LENGTH] = block[at::_LENGTH].translate(bits)
+        first, *others = [b"%b-%b-%b-%b-%b" % groups for groups in _GROUPS(hexlify(block))]
+        _made.extend(others)
+        return first

@@ -18,7 +18,7 @@ from lunaq_runtime.ids import Id, exchange_name
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
 from lunaq_runtime.lua.requests import PUBLISHED, HttpCalls, HttpClose, HttpRead, Info, Publish, Sleep
-from lunaq_runtime.message import PERSISTENT, Outgoing, Properties
+from lunaq_runtime.message import Outgoing, Stamped
 from lunaq_runtime.worker.message_ids import new_id
 
 if TYPE_CHECKING:
@@ -102,9 +102,17 @@ class Requests:
         except codecs.CodecError as error:
             answer(self._refuse(_refused("encode_failed", str(error))))
         else:
-            self._broker.publish_soon(outgoing, _Confirm(self, self._counters, answer).done)
+            self._broker.publish_soon(outgoing, partial(self._answered, answer))
 
-    def refused(self, error: BrokerError) -> Reply:
+    def _answered(self, answer: Callable[[Reply], None], error: BrokerError | None) -> None:
+        """Turn a broker's answer into the reply to one request."""
+        if error is None:
+            self._counters.published += 1
+            answer(PUBLISHED)
+        else:
+            answer(self._refused_by_broker(error))
+
+    def _refused_by_broker(self, error: BrokerError) -> Reply:
         """Count a publish that the broker has refused, and tell what the Lua call returns."""
         text = "queue not found" if error.reason == "queue_not_found" else str(error)
         return self._refuse(_refused(error.reason, text))
@@ -119,12 +127,10 @@ class Requests:
         body = encoder(request.value)
         if len(body) > MAX_BODY:
             raise _refused("too_large", f"the message has {len(body)} bytes, more than {MAX_BODY}")
-        now = int(time.time())
         if not request.headers:
-            properties = Properties(content_type, None, {}, PERSISTENT, message_id=new_id(), timestamp=now)
-            return Outgoing(exchange, "", body, properties)
+            return Stamped(exchange, body, content_type, new_id(), int(time.time()))
         properties, warnings = headers.to_properties(
-            request.headers, content_type, now, new_id(), map_priority=True
+            request.headers, content_type, int(time.time()), new_id().decode(), map_priority=True
         )
         for warning in warnings:
             logger.warning("publish to %s: %s", queue_id, warning)
@@ -181,24 +187,6 @@ async def answered(begin: Callable[[Callable[[Reply], None]], None]) -> Reply:
 
     begin(answer)
     return await waiting
-
-
-class _Confirm:
-    """Turns a broker's answer into the reply to one request."""
-
-    __slots__ = ("_answer", "_counters", "_requests")
-
-    def __init__(self, requests: Requests, counters: Counters, answer: Callable[[Reply], None]) -> None:
-        self._requests = requests
-        self._counters = counters
-        self._answer = answer
-
-    def done(self, error: BrokerError | None) -> None:
-        if error is None:
-            self._counters.published += 1
-            self._answer(PUBLISHED)
-        else:
-            self._answer(self._requests.refused(error))
 
 
 def _refused(reason: str, text: str) -> HandlerError:

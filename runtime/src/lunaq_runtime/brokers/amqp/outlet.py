@@ -22,7 +22,7 @@ from lunaq_runtime.brokers.wire import short_text
 if TYPE_CHECKING:
     import asyncio
     from collections import deque
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from aiormq.channel import Channel
 
@@ -139,24 +139,23 @@ class Outlet:
             await self._channel.close()
 
     def on_events(self, events: list[Event]) -> None:
-        in_flight = self._in_flight
+        in_flight, resolve = self._in_flight, self._resolve
         for method, tag, many, head, body in events:
             if method == RETURN:
                 if self._returns:
                     self._returned(head, many, body)
-            elif not many:
-                if entry := in_flight.pop(tag, None):
-                    self._answered(entry, method)
-            else:
+                continue
+            numbers: Iterable[int] = (tag,)
+            if many:
                 last = tag or self._sent  # 0 is all there are
-                resolve = self._resolve
-                for number in range(self._lowest, last + 1):
-                    if entry := in_flight.pop(number, None):
-                        if method == ACK and not entry.returned:
-                            resolve(entry, None)
-                        else:
-                            self._answered(entry, method)
+                numbers = range(self._lowest, last + 1)
                 self._lowest = max(self._lowest, last + 1)
+            for number in numbers:
+                if entry := in_flight.pop(number, None):
+                    if method == ACK and not entry.returned:
+                        resolve(entry, None)
+                    else:
+                        resolve(entry, _refusal(entry))
 
     def on_closed(self) -> None:
         # Why is told by aiormq, which reads the broker's text; but nothing may be written from here on.
@@ -183,17 +182,6 @@ class Outlet:
                 parts += (_FRAME(3, number, len(piece)), piece, _END)
         return header + length
 
-    def _answered(self, entry: Entry, method: int) -> None:
-        error = None
-        if entry.returned:
-            key = entry.message.routing_key if entry.message else ""
-            error = BrokerError("unroutable", f"{entry.what}: no queue takes routing key '{key}'")
-        elif method != ACK:
-            error = BrokerError(
-                "nacked", f"{entry.what}: the broker refused the message, a queue may be full"
-            )
-        self._resolve(entry, error)
-
     def _returned(self, head: bytes, at: int, body: bytes) -> None:
         """Mark the oldest publish in flight that the return fits best."""
         best, most = None, 0
@@ -218,6 +206,14 @@ class Outlet:
         left, self._in_flight = self._in_flight, {}
         for entry in left.values():
             self._resolve(entry, _why(entry, error))
+
+
+def _refusal(entry: Entry) -> BrokerError:
+    """Tell why the broker does not have a message that it has looked at."""
+    if entry.returned:
+        key = entry.message.routing_key if entry.message else ""
+        return BrokerError("unroutable", f"{entry.what}: no queue takes routing key '{key}'")
+    return BrokerError("nacked", f"{entry.what}: the broker refused the message, a queue may be full")
 
 
 def _likeness(entry: Entry, route: tuple[str, str], head: bytes, at: int, body: bytes) -> int:

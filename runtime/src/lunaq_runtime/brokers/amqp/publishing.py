@@ -19,14 +19,15 @@ from lunaq_runtime.brokers.amqp.outlet import Entry, Outlet, Route
 from lunaq_runtime.brokers.amqp.tap import report
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.features import Feature
-from lunaq_runtime.brokers.wire import encode_properties
+from lunaq_runtime.brokers.wire import encode_properties, stamp
+from lunaq_runtime.message import Stamped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
 
     from lunaq_runtime.brokers.amqp.link import Link
-    from lunaq_runtime.message import Outgoing
+    from lunaq_runtime.message import Outgoing, Properties
 
 _NEVER = float("inf")
 _MOST_ROUTES = 1024
@@ -65,13 +66,8 @@ class Publisher:
         try:
             if self._closed:
                 raise BrokerError("closed", f"the connection to {self._endpoint} is closed")  # noqa: TRY301 - told like all others
-            found = message.properties
-            if not self._expirations:
-                qpid.refuse_expiration(found)
-            if not self._empty_tables:
-                found = qpid.without_empty_tables(found)
             route = self._routes.get((message.exchange, message.routing_key)) or self._new_route(message)
-            properties = encode_properties(found)
+            properties = stamp(message) if message.__class__ is Stamped else self._encoded(message.properties)
         except BrokerError as error:
             self._loop.call_soon(done, error)
             return
@@ -80,6 +76,13 @@ class Publisher:
             self._wake_at(deadline)
         self._pending += 1
         self._sort(Entry(message, route, properties, done, deadline))
+
+    def _encoded(self, properties: Properties) -> bytes:
+        if not self._expirations:
+            qpid.refuse_expiration(properties)
+        if not self._empty_tables:
+            properties = qpid.without_empty_tables(properties)
+        return encode_properties(properties)
 
     async def publish(self, message: Outgoing, timeout: float) -> None:  # noqa: ASYNC109
         """Publish and await the confirm; BrokerError as `brokers.base` says."""

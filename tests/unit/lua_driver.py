@@ -8,6 +8,7 @@ from lunaq_runtime.entries.model import Consumer, Document, Handler
 from lunaq_runtime.entries.parse import parse
 from lunaq_runtime.lua.requests import Finished
 from lunaq_runtime.lua.state import Identity, LuaState, MessageContext
+from lunaq_runtime.policy import PUBLISH, PUBLISH_TO
 
 IDENTITY = Identity(consumer_id="app:consumer", queue_id="app:emails")
 
@@ -33,6 +34,9 @@ class FakeHost:
     def can(self, action: str, resource: str) -> bool:
         self.asked.append((action, resource))
         return (action, resource) not in self.denied
+
+    def may_publish(self, queue_id: str) -> bool:
+        return self.can(PUBLISH, "") and self.can(PUBLISH_TO, queue_id)
 
     def log(self, level: str, message: str, fields: dict[str, Any], logger_name: str) -> None:
         self.records.append((level, message, fields, logger_name))

@@ -17,7 +17,7 @@ from lunaq_runtime.entries.model import Queue, Retry
 from lunaq_runtime.ids import Id
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.requests import Info, Publish
-from lunaq_runtime.policy import DENY_ALL, Policy
+from lunaq_runtime.policy import DENY_ALL, Policy, PUBLISH
 from lunaq_runtime.topology import Binding, ExchangeDecl, QueueDecl, Topology
 from lunaq_runtime.worker import Counters, Stepper
 from lunaq_runtime.worker.host import WorkerHost
@@ -332,3 +332,17 @@ def test_an_answer_of_a_policy_holds_no_longer_than_the_policy():
         policies.pop(0)
         policies.append(DENY_ALL)
     assert sum(counters.denials.counts().values()) == 3 + 6
+
+
+def test_a_publish_needs_both_rights_and_what_a_policy_allowed_ends_with_it():
+    both = Policy(publish=True, publish_to=("app:x",))
+    policies = [both, Policy(publish=True), both, Policy(publish_to=("app:x",)), both, DENY_ALL]
+    counters = Counters()
+    host = WorkerHost(lambda: policies[0], counters)
+    for allowed in (True, False, True, False, True, False):
+        for _ in range(3):
+            assert host.may_publish("app:x") is allowed
+            assert not host.may_publish("app:y")
+        policies.pop(0)
+        policies.append(DENY_ALL)
+    assert counters.denials.counts()[PUBLISH, ""] == 2 * (3 + 3)

@@ -7,10 +7,13 @@ from typing import Any, Protocol
 
 
 class Host(Protocol):
-    """The worker's side; both methods are called from worker threads."""
+    """The worker's side; its methods are called from worker threads."""
 
     def can(self, action: str, resource: str) -> bool:
         """Ask the live policy (`policy.Policy.allows`)."""
+
+    def may_publish(self, queue_id: str) -> bool:
+        """Ask for both rights that a publish to this queue needs: to publish at all, and to it."""
 
     def log(self, level: str, message: str, fields: dict[str, Any], logger_name: str) -> None:
         """Write one log record; `level` is `debug`, `info`, `warn` or `error`, `logger_name` may be empty.

@@ -100,12 +100,18 @@ class Invocation:
         """Run Lua until it needs something or is over; `reply` answers the request before."""
         if self._finished is not None:
             return self._finished
-        if self._started or self._error:  # else its time has just begun
+        try:
+            if not self._started and self._error is None:
+                return self._go_on(self._begin())  # its time has just begun
             ended = self._why_ended()
             if ended is not None:
                 return self.abort(ended)
-        try:
-            return self._go_on(self._answer(reply) if self._started else self._begin())
+            if reply is not PUBLISHED:
+                return self._go_on(self._answer(reply))
+            state = self._state
+            if state.callbacks.out_of_memory or not state.memory.fit():
+                raise MemoryError  # noqa: TRY301 - as others raise it below
+            return self._go_on(state.lua_published())
         except Exception as failure:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(failure)
 
@@ -137,7 +143,11 @@ class Invocation:
                 # It was refused a value and may have come to its end before the count hook could end it.
                 return self._finish(self._out_of_memory(), state_lost=True)
             if outcome is None:
-                return self._finish(None)
+                if self._settled or self._streams is not None or self._outstanding is not None:
+                    return self._finish(None)
+                state.finished()
+                self._finished = SUCCEEDED
+                return SUCCEEDED
             word, *arguments = outcome if outcome.__class__ is tuple else (outcome,)
             beside = word == _BESIDE
             if beside:
@@ -175,11 +185,6 @@ class Invocation:
 
     def _answer(self, reply: tuple[Any, ...]) -> Any:
         """Hand over the reply to what was asked; returns what Lua comes to."""
-        if reply is PUBLISHED:
-            state = self._state
-            if state.callbacks.out_of_memory or not state.memory.fit():
-                raise MemoryError
-            return state.lua_published()
         asked = self._asked
         if asked is None:
             return self._state.lua_go_on()
@@ -263,8 +268,9 @@ class Invocation:
 
     def _publish_pairs(self, arguments: list[Any]) -> Publish | HandlerError:
         queue_id, *pairs = arguments
-        can = self._state.host.can
-        return publishing.check_pairs(queue_id.decode(errors="replace"), bridge.pairs(pairs), can)
+        return publishing.check_pairs(
+            queue_id.decode(errors="replace"), bridge.pairs(pairs), self._state.host
+        )
 
     def _info(self, arguments: list[Any]) -> Single | HandlerError:
         count, id_type, *rest = arguments

@@ -16,6 +16,8 @@ from lunaq_runtime.policy import INFO, PUBLISH, PUBLISH_TO
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lunaq_runtime.lua.host import Host
+
     Can = Callable[[str, str], bool]
 
 PUBLISH_FAILED = "publish failed"
@@ -71,13 +73,11 @@ def check_publish(
     return Publish(call.queue_id, payload.value, headers)
 
 
-def check_pairs(queue_id: str, value: dict[Any, Any], can: Can) -> Publish | HandlerError:
+def check_pairs(queue_id: str, value: dict[Any, Any], host: Host) -> Publish | HandlerError:
     """Decide on a publish to an ID that is a text, of a table that can be copied, without headers."""
-    if not can(PUBLISH, ""):
-        return _no_right()
-    if not can(PUBLISH_TO, queue_id):
-        return _no_right_to(queue_id)
-    return Publish(queue_id, value, {})
+    if host.may_publish(queue_id):
+        return Publish(queue_id, value, {})
+    return _no_right_to(queue_id) if host.can(PUBLISH, "") else _no_right()
 
 
 def check_info(call: Call, can: Can) -> Info | HandlerError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime.lua.host import Identity
 from lunaq_runtime.lua.state import LuaState
+from lunaq_runtime.policy import PUBLISH, PUBLISH_TO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ class WorkerHost:
         self._policy = policy
         self._counters = counters
         self._known: tuple[Policy | None, dict[tuple[str, str], bool]] = (None, {})
+        self._publishable: tuple[Policy | None, set[str]] = (None, set())
         self._consumer = consumer
 
     def can(self, action: str, resource: str) -> bool:
@@ -53,6 +55,19 @@ class WorkerHost:
             if times:
                 self._tell(action, resource, times)
         return allowed
+
+    def may_publish(self, queue_id: str) -> bool:
+        policy = self._policy()
+        of, known = self._publishable
+        if of is policy and queue_id in known:
+            return True
+        if not (policy.allows(PUBLISH) and policy.allows(PUBLISH_TO, queue_id)):
+            return self.can(PUBLISH, "") and self.can(PUBLISH_TO, queue_id)  # which counts what is denied
+        if of is not policy or len(known) > MAX_ANSWERS:
+            known = set()
+            self._publishable = policy, known
+        known.add(queue_id)
+        return True
 
     def _tell(self, action: str, resource: str, times: int) -> None:
         what = f"{action} of {resource}" if resource else action

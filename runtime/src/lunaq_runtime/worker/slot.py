@@ -86,7 +86,7 @@ class Slot:
         self._codec = codec
         self._memory_limit = consumer.handler.memory_limit
         self._make_state = make_state
-        self._context = DeliveryContext(consumer)
+        self._context = DeliveryContext(consumer, self)
         self._state: State | None = None
         self._invocation: Invocation | None = None
         self.session: Session | None = None
@@ -114,22 +114,20 @@ class Slot:
         self.session = session
         self.delivery = delivery
         body = delivery.body
-        if len(body) > MAX_BODY:
-            return Poison(TOO_LARGE, f"the body has {len(body)} bytes, more than {MAX_BODY}")
+        size = len(body)
         try:
-            if len(body) >= codecs.HEAVY:
-                codecs.check_weight(body, delivery.content_type, self._codec, self._memory_limit)
+            if size >= codecs.HEAVY:
+                self._weigh(delivery)
             value = self._decoded(delivery)
         except codecs.TooHeavyError as error:
             return Poison(TOO_LARGE, str(error))
         except codecs.CodecError as error:
             return Poison(DECODE_ERROR, str(error))
-        self._context.point_at(delivery)
         try:
             state = self._state
             if state is None:
                 self._state = state = self._make_state()
-            self._invocation = invocation = state.start(self._context, value, len(body))
+            self._invocation = invocation = state.start(self._context, value, size)
             if self.interruption:
                 return invocation.abort(self.interruption)
             return invocation.step()
@@ -189,7 +187,6 @@ class Slot:
         state.finished()
         self.started = now
         self.delivery = delivery
-        self._context.point_at(delivery)
         self._invocation = invocation = state.start(self._context, None, None)
         invocation.begun()
         if self.interruption:
@@ -225,11 +222,19 @@ class Slot:
         if invocation := self._invocation:
             invocation.interrupt(error)
 
+    def _weigh(self, delivery: Delivery) -> None:
+        """Raise TooHeavyError for a body that is not to be decoded."""
+        body = delivery.body
+        if len(body) > MAX_BODY:
+            raise codecs.TooHeavyError(f"the body has {len(body)} bytes, more than {MAX_BODY}")
+        codecs.check_weight(body, delivery.content_type, self._codec, self._memory_limit)
+
     def _decoded(self, delivery: Delivery) -> Any:
         """Decode a body, unless `pack` has just done so; CodecError."""
-        known, self._known = self._known, None
-        if known is not None and known[0] is delivery:
-            return known[1]
+        if self._known is not None:
+            known, self._known = self._known, None
+            if known[0] is delivery:
+                return known[1]
         return codecs.decoder_for_lua(delivery.content_type, self._codec)(delivery.body)
 
     def _failed(self, error: Exception) -> Finished:

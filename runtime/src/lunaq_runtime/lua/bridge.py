@@ -69,9 +69,11 @@ def take(tokens: Iterator[Any]) -> Any:
 
 def pairs(values: list[Any]) -> dict[Any, Any]:
     """Build a table of its keys, Lua strings, and their values: Lua strings, numbers and booleans."""
+    each = iter(values)
     try:
-        plain = [value.decode() if value.__class__ is bytes else value for value in values[1::2]]
-        return dict(zip(map(bytes.decode, values[::2]), plain, strict=True))
+        return {
+            key.decode(): item.decode() if (item := next(each)).__class__ is bytes else item for key in each
+        }
     except UnicodeDecodeError:
         plain = [text(value) if value.__class__ is bytes else value for value in values]
         return dict(zip(plain[::2], plain[1::2], strict=True))

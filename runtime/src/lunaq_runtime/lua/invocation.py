@@ -111,7 +111,7 @@ class Invocation:
             state = self._state
             if state.callbacks.out_of_memory or not state.memory.fit():
                 raise MemoryError  # noqa: TRY301 - as others raise it below
-            return self._go_on(state.lua_published())
+            return self._go_on(state.lua_start(None, True))
         except Exception as failure:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(failure)
 

@@ -94,7 +94,6 @@ class LuaState:
         self.lua_start: Callable[..., Any] = shared[b"start"]
         self.lua_start_batch: Callable[..., Any] = shared[b"start_batch"]
         self.lua_resume: Callable[..., Any] = shared[b"resume"]
-        self.lua_published: Callable[[], Any] = shared[b"published"]
         self.lua_abandon: Callable[[], None] = shared[b"abandon"]
         self.lua_pending: Callable[[int], Any] = shared[b"pending"]
         self.lua_deliver: Callable[..., None] = shared[b"deliver"]
@@ -188,7 +187,6 @@ class LuaState:
             self.lua_start,
             self.lua_start_batch,
             self.lua_resume,
-            self.lua_published,
             self.lua_abandon,
             self._convert,
             self._shapes,

@@ -116,7 +116,7 @@ end
 -- its keys and values in one pass, and returns the new length and how many of `left` bytes there are still; nil
 -- for any other, and for one of more than `count` keys and values.
 local function append_pairs(value, out, n, left, count)
-  local last = n + count
+  local type, last = type, n + count
   if metatable_of(value) then -- also of a frozen one
     return nil
   end

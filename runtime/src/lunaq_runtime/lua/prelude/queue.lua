@@ -4,14 +4,16 @@ local S = ...
 
 local type, next, select, tostring, error, setmetatable = type, next, select, tostring, error, setmetatable
 local call, host, request, fail = S.call, S.host, S.request, S.fail
-local append_pairs, answered = S.append_pairs, S.answered
+local answered = S.answered
 
-local MAX_BODY, MAX_VALUES = S.limits.body, S.most_values
 local KEPT <const> = 4096 -- bytes of a message that may stay in memory until the next one
 
 local DELIVERY <const>, ASKED <const>, ASKED_COUNT <const>, TOKEN <const>, REPLY <const> = 1, 7, 8, 9, 10
-local YIELD <const>, SCRATCH <const> = 13, 18 -- see scheduler.lua
-local hot = S.hot
+local SCRATCH <const>, YIELD <const>, TYPE <const>, APPEND_PAIRS <const> = 17, 18, 19, 20
+local MAX_BODY <const>, MAX_VALUES <const> = 21, 22
+local hot = S.hot -- see scheduler.lua
+hot[YIELD], hot[TYPE], hot[APPEND_PAIRS] = coroutine.yield, type, S.append_pairs
+hot[MAX_BODY], hot[MAX_VALUES] = S.limits.body, S.most_values
 
 local function id_of(value)
   if type(value) == "number" then
@@ -37,9 +39,9 @@ local function flatten_headers(headers, out, n)
         end
         n, count = n + 2, count + 1
         size = size + #key + (kind == "string" and #value or 8)
-        if size > MAX_BODY then
+        if size > hot[MAX_BODY] then
           out[at] = 0
-          return at, "cannot send headers of more than " .. MAX_BODY .. " bytes"
+          return at, "cannot send headers of more than " .. hot[MAX_BODY] .. " bytes"
         end
       end
     end
@@ -79,21 +81,27 @@ end
 new_scratch()
 
 function queue.publish(...)
+  local hot = hot
   if not hot[DELIVERY] then
     return fail("no context")
   end
   local id, data, headers = ...
+  local type = hot[TYPE]
   if headers == nil and type(data) == "table" and type(id) == "string" and id ~= "" then
     -- As most are: nothing is left for Python to check but the rights.
     local out = hot[SCRATCH]
-    local n, left = append_pairs(data, out, 2, MAX_BODY, MAX_VALUES)
-    if not n or MAX_BODY - left > KEPT then
+    local n, left = hot[APPEND_PAIRS](data, out, 2, hot[MAX_BODY], hot[MAX_VALUES])
+    if not n or hot[MAX_BODY] - left > KEPT then
       new_scratch()
     end
     if n and n > 2 then
       out[2] = id
       hot[ASKED], hot[ASKED_COUNT] = out, n
-      return answered(hot[YIELD](hot[TOKEN]))
+      local mark, ok, first, second = hot[YIELD](hot[TOKEN])
+      if ok and mark == hot[REPLY] then
+        return first, second
+      end
+      return answered(mark, ok, first)
     end
   end
   return publish(...)

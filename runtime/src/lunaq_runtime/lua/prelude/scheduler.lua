@@ -25,12 +25,13 @@ local ENDED <const> = 5 -- whether its time is up, or it was interrupted; Python
 local SERIAL <const> = 6 -- number of the message last started
 local ASKED <const>, ASKED_COUNT <const> = 7, 8 -- a request, until Python takes it: operation and arguments
 local TOKEN <const>, REPLY <const>, DONE <const> = 9, 10, 11
-local RESUME <const>, YIELD <const>, UNPACK <const> = 12, 13, 14
-local TURN <const>, SECOND <const>, SECONDS <const> = 15, 16, 17 -- of `on_count`; 18 is of queue.lua
+local RESUME <const>, UNPACK <const> = 12, 13
+local TURN <const>, SECOND <const>, SECONDS <const> = 14, 15, 16 -- of `on_count`; the others are of queue.lua
 local function token() end -- functions: see serve.lua
 local function reply() end
 -- All at once, so that all of them are in the array.
-local hot = { nil, nil, nil, nil, false, 0, nil, 0, token, reply, S.DONE, raw_resume, raw_yield, unpack, 0, 0, os.time, nil }
+local hot = { nil, nil, nil, nil, false, 0, nil, 0, token, reply, S.DONE, raw_resume, unpack, 0, 0, os.time, nil, nil,
+  nil, nil, nil, nil }
 S.hot = hot
 -- A single instruction can take milliseconds (texts of megabytes compared), so the hook comes often, and
 -- looks at the clock only every TURNS times, or when a second has passed.
@@ -71,6 +72,7 @@ end
 S.look = look
 
 local function on_count()
+  local hot = hot
   local turn, now = hot[TURN] + 1, hot[SECONDS]()
   if turn < TURNS and now == hot[SECOND] and not hot[ENDED] then
     hot[TURN] = turn
@@ -336,29 +338,45 @@ local function finished(thread, ok, mark, first, second)
 end
 
 -- Takes what the handler's coroutine was resumed to, and tells what is to be done about it: nil for success, or a
--- word and what belongs to it. Nothing else is called on the way of most messages.
+-- word and what belongs to it.
 local function drive(ok, mark, first, second)
   if hot[MANY] then
     return S.turn(ok, mark, first, second)
   elseif mark == hot[TOKEN] then
-    local asked = hot[ASKED]
-    hot[ASKED] = nil
-    return hot[UNPACK](asked, 1, hot[ASKED_COUNT])
-  elseif mark == hot[DONE] then
-    hot[IDLE] = hot[ROOT]
-    hot[ROOT], hot[DELIVERY] = nil, nil
-    if second == nil and (first == nil or first == true) then
-      return nil
-    end
-    return verdict(first, second)
+    return S.asked()
   end
   return finished(hot[ROOT], ok, mark, first, second)
 end
-S.handle, S.drive = handle, drive
 
--- Starts the handler on one body; returns nil for success, or a word and what belongs to it.
-function S.start(body)
-  return drive(handle(body))
+-- Starts the handler on a body or, if `published`, gives it the reply to most requests: a publish that the broker
+-- has confirmed. Returns as `drive` does. What most messages come to is dealt with here: each function more on
+-- their way would be some six cache lines.
+function S.start(body, published)
+  local hot = hot
+  local ok, mark, first, second
+  if published then
+    ok, mark, first, second = hot[RESUME](hot[ROOT], hot[REPLY], true, true)
+  else
+    local serial, thread = hot[SERIAL] + 1, hot[IDLE]
+    if not thread or hot[ENDED] then
+      return drive(handle(body))
+    end
+    hot[SERIAL], hot[DELIVERY] = serial, serial
+    hot[ROOT], hot[IDLE] = thread, nil
+    ok, mark, first, second = hot[RESUME](thread, body)
+  end
+  if hot[MANY] then
+    return drive(ok, mark, first, second)
+  elseif mark == hot[TOKEN] then
+    local asked = hot[ASKED]
+    hot[ASKED] = nil
+    return hot[UNPACK](asked, 1, hot[ASKED_COUNT])
+  elseif mark == hot[DONE] and second == nil and (first == nil or first == true) then
+    hot[IDLE] = hot[ROOT]
+    hot[ROOT], hot[DELIVERY] = nil, nil
+    return nil
+  end
+  return drive(ok, mark, first, second)
 end
 
 local builders = {} -- of bodies, in the order in which their shapes were learnt
@@ -407,11 +425,6 @@ end
 -- Hands a reply to the waiting handler: `ok` false raises the value there.
 function S.resume(ok, ...)
   return drive(raw_resume(hot[ROOT], hot[REPLY], ok, ...))
-end
-
--- The same for the reply to most requests, a publish that the broker has confirmed.
-function S.published()
-  return drive(hot[RESUME](hot[ROOT], hot[REPLY], true, true))
 end
 
 -- Runs a chunk to its end before any message: true and its values, or false and the error.

@@ -24,10 +24,10 @@ function S.shape(...)
     values[i] = "v" .. i
     fields[i], listed[i] = name .. "=v" .. i, name .. "=list[at+" .. i .. "]"
   end
-  local source = "local handle, drive = ... return function(" .. concat(values, ",") .. ") return drive(handle({"
-    .. concat(fields, ",") .. "})) end, function(list, at) return {" .. concat(listed, ",") .. "}, at+" .. count + 1
+  local source = "local start = ... return function(" .. concat(values, ",") .. ") return start({"
+    .. concat(fields, ",") .. "}) end, function(list, at) return {" .. concat(listed, ",") .. "}, at+" .. count + 1
     .. " end"
-  local starter, builder = load(source, "=[lunaq]", "t")(S.handle, S.drive)
+  local starter, builder = load(source, "=[lunaq]", "t")(S.start)
   builders[#builders + 1] = builder
   return starter, #builders
 end

@@ -102,6 +102,7 @@ class Link:
 
     async def close(self) -> None:
         """Say goodbye, or drop the connection where the broker does not answer."""
+        self.tap.release()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self.connection.close()

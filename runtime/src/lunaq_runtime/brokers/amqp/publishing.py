@@ -157,6 +157,7 @@ class Publisher:
             if not self._flushing:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
+                self._link.tap.hold()
         elif exchange in self._unproven:
             self._unproven[exchange].append(entry)
         else:
@@ -178,13 +179,15 @@ class Publisher:
         """Send all that has gathered."""
         self._flushing = False
         link, outlet = self._link, self._outlet
-        if link is None or not self._queue or link.tap.blocked:
+        if link is None:
             return
-        if outlet is not None and outlet.open:
-            outlet.send(self._queue)
-        elif self._opening is not link:
-            self._opening = link
-            self._spawn(self._open_shared(link))
+        if self._queue and not link.tap.blocked:
+            if outlet is not None and outlet.open:
+                outlet.send(self._queue)
+            elif self._opening is not link:
+                self._opening = link
+                self._spawn(self._open_shared(link))
+        link.tap.release()
 
     async def _open_shared(self, link: Link) -> None:
         try:

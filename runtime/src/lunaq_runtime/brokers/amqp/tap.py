@@ -36,6 +36,9 @@ bring: each wakes the loop, which takes the interpreter from the thread that run
 MOST_PIECE = 64 * 1024
 """Bytes that are waited for at most."""
 
+RESTLESS = 32
+"""Chunks for which nobody rests after a rest was ended because an answer is waited for: the next would be, too."""
+
 REST = 0.001
 """Seconds after which it is read however little has come."""
 
@@ -79,7 +82,10 @@ class Tap(TransportFactory):
         self._broken = False
         self._blocked = False
         self._last_sign = 0.0
+        self._held: list[bytes] = []
+        self._holding = False
         self._resting: asyncio.TimerHandle | None = None
+        self._restless = 0  # chunks for which nobody rests
 
     @property
     def blocked(self) -> bool:
@@ -125,6 +131,7 @@ class Tap(TransportFactory):
         """Stop telling `listener`; what still comes is dropped, for aiormq would choke on it."""
         if channel in self._consumers and self._consumers[channel][1] is listener:
             self._consumers[channel] = self._consumers[channel][0], None
+            self.release()  # for aiormq may close the channel next
         if channel in self._publishers and self._publishers[channel][1] is listener:
             self._publishers[channel] = self._publishers[channel][0], None
 
@@ -133,14 +140,40 @@ class Tap(TransportFactory):
 
         `answer`: whether somebody waits for what the broker says to it, which ends a `rest`.
         """
+        if self._holding:
+            self._held.append(frames)
+            if not answer:
+                return
+            frames = b"".join(self._held)
+            self._held.clear()
+            self._holding = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames)
             if answer and self._resting:
                 self._read_on()
+                self._restless = RESTLESS
+
+    def hold(self) -> None:
+        """Keep back what needs no answer, for a write that does will follow in this turn of the loop, or `release`.
+
+        A write is a system call here, and wakes the connection's process at the broker there.
+        """
+        self._holding = True
+
+    def release(self) -> None:
+        """Write what is kept back."""
+        if self._holding:
+            self._holding = False
+            if self._held:
+                frames = b"".join(self._held)
+                self._held.clear()
+                self.write(frames, answer=False)
 
     def rest(self, size: int) -> None:
         """Hear of the next chunk only once it has `size` bytes, or a moment has passed."""
-        if self._resting is None and self._wake_for(min(max(size, PIECE), MOST_PIECE)):
+        if self._restless:
+            self._restless -= 1
+        elif self._resting is None and self._wake_for(min(max(size, PIECE), MOST_PIECE)):
             self._resting = asyncio.get_running_loop().call_later(REST, self._read_on)
 
     def received(self, data: bytes) -> bytes:

@@ -6,6 +6,7 @@ local type, next, error, pcall, rawequal, rawget = type, next, error, pcall, raw
 local setmetatable = setmetatable
 local mathtype, huge, unpack = math.type, math.huge, table.unpack
 local metatable_of, opaque, call = S.raw_metatable, S.opaque, S.call
+local STRING = metatable_of("") -- nothing else has it: no handler gets hold of it
 local ARRAY, OBJECT, error_text, feed = S.host.ARRAY, S.host.OBJECT, S.host.error_text, S.host.feed
 
 local MAX_DEPTH, MAX_BODY, MAX_FIELDS = S.limits.depth, S.limits.body, S.limits.fields
@@ -116,18 +117,21 @@ end
 -- its keys and values in one pass, and returns the new length and how many of `left` bytes there are still; nil
 -- for any other, and for one of more than `count` keys and values.
 local function append_pairs(value, out, n, left, count)
-  local type, last = type, n + count
+  local metatable_of, STRING, last = metatable_of, STRING, n + count
   if metatable_of(value) then -- also of a frozen one
     return nil
   end
   for key, item in next, value do
-    local kind = type(item)
-    if kind == "string" then
+    -- Of a text, its metatable is told twice as fast as its type.
+    if metatable_of(item) == STRING then
       left = left - #item
-    elseif kind ~= "number" and kind ~= "boolean" then
-      return nil
+    else
+      local kind = type(item)
+      if kind ~= "number" and kind ~= "boolean" then
+        return nil
+      end
     end
-    if type(key) ~= "string" then
+    if metatable_of(key) ~= STRING then
       return nil
     end
     left = left - #key

@@ -10,10 +10,11 @@ local KEPT <const> = 4096 -- bytes of a message that may stay in memory until th
 
 local DELIVERY <const>, ASKED <const>, ASKED_COUNT <const>, TOKEN <const>, REPLY <const> = 1, 7, 8, 9, 10
 local SCRATCH <const>, YIELD <const>, TYPE <const>, APPEND_PAIRS <const> = 17, 18, 19, 20
-local MAX_BODY <const>, MAX_VALUES <const> = 21, 22
+local MAX_BODY <const>, MAX_VALUES <const>, METATABLE_OF <const>, STRING <const> = 21, 22, 23, 24
 local hot = S.hot -- see scheduler.lua
 hot[YIELD], hot[TYPE], hot[APPEND_PAIRS] = coroutine.yield, type, S.append_pairs
 hot[MAX_BODY], hot[MAX_VALUES] = S.limits.body, S.most_values
+hot[METATABLE_OF], hot[STRING] = S.raw_metatable, S.raw_metatable("") -- see encode.lua
 
 local function id_of(value)
   if type(value) == "number" then
@@ -86,8 +87,7 @@ function queue.publish(...)
     return fail("no context")
   end
   local id, data, headers = ...
-  local type = hot[TYPE]
-  if headers == nil and type(data) == "table" and type(id) == "string" and id ~= "" then
+  if headers == nil and id ~= "" and hot[METATABLE_OF](id) == hot[STRING] and hot[TYPE](data) == "table" then
     -- As most are: nothing is left for Python to check but the rights.
     local out = hot[SCRATCH]
     local n, left = hot[APPEND_PAIRS](data, out, 2, hot[MAX_BODY], hot[MAX_VALUES])

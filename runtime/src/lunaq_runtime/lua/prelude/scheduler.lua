@@ -31,7 +31,7 @@ local function token() end -- functions: see serve.lua
 local function reply() end
 -- All at once, so that all of them are in the array.
 local hot = { nil, nil, nil, nil, false, 0, nil, 0, token, reply, S.DONE, raw_resume, unpack, 0, 0, os.time, nil, nil,
-  nil, nil, nil, nil }
+  nil, nil, nil, nil, nil, nil }
 S.hot = hot
 -- A single instruction can take milliseconds (texts of megabytes compared), so the hook comes often, and
 -- looks at the clock only every TURNS times, or when a second has passed.

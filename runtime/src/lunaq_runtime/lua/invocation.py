@@ -348,6 +348,7 @@ class Invocation:
             self._streams.close()
         if self._outstanding is not None:
             self._outstanding.close()
+            self._state.callbacks.dropped.clear()
             self._state.memory.lower(-sum(self._outstanding.weights.values()))
             self._outstanding.weights.clear()
         self._state.finished()

@@ -43,6 +43,17 @@ class Burden:
 class MemoryGuard:
     """The memory limit of one Lua state; there is none until `limit_to`. `seen` are the bytes last in use."""
 
+    __slots__ = (
+        "__weakref__",
+        "_collect",
+        "_current",
+        "_limit",
+        "_plenty",
+        "_set",
+        "_used",
+        "seen",
+    )
+
     def __init__(self, runtime: Any) -> None:
         self._used = runtime.get_memory_used
         self._set = runtime.set_max_memory

@@ -39,6 +39,14 @@ class Shapes:
     Neither may refer to the state: it has to go with the last reference to it.
     """
 
+    __slots__ = (
+        "_candidates",
+        "_known",
+        "_make",
+        "_memory",
+        "_table",
+    )
+
     def __init__(self, make: Callable[..., Any], table: Callable[[Any], Any], memory: MemoryGuard) -> None:
         self._make = make
         self._table = table

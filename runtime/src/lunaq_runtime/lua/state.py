@@ -69,6 +69,28 @@ class LuaState:
     `false_is_failure`: see `entries.model.Consumer`. The memory limit does not count what the sandbox uses.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_convert",
+        "_current",
+        "_lua",
+        "_shapes",
+        "callbacks",
+        "false_is_failure",
+        "handler",
+        "host",
+        "lua_abandon",
+        "lua_deliver",
+        "lua_go_on",
+        "lua_pending",
+        "lua_resume",
+        "lua_start",
+        "lua_start_batch",
+        "memory",
+        "monotonic",
+        "pack",
+    )
+
     def __init__(
         self,
         handler: Handler,

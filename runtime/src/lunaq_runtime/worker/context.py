@@ -25,6 +25,13 @@ class DeliveryContext:
     Most handlers read their body and nothing else, so nothing is decoded before it is asked for.
     """
 
+    __slots__ = (
+        "_headers",
+        "_slot",
+        "consumer_id",
+        "queue_id",
+    )
+
     def __init__(self, consumer: Consumer, slot: AtWork) -> None:
         self.queue_id = str(consumer.queue)
         self.consumer_id = str(consumer.id)

@@ -81,6 +81,24 @@ class Slot:
     `most` is how many deliveries the next batch should have; of a `batch`, any one may be in work.
     """
 
+    __slots__ = (
+        "_codec",
+        "_context",
+        "_invocation",
+        "_known",
+        "_label",
+        "_make_state",
+        "_memory_limit",
+        "_state",
+        "batch",
+        "delivery",
+        "interruption",
+        "most",
+        "pending",
+        "session",
+        "started",
+    )
+
     def __init__(self, consumer: Consumer, codec: str, make_state: Callable[[], State]) -> None:
         self._label = f"consumer {consumer.id}"
         self._codec = codec

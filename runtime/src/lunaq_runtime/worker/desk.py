@@ -118,7 +118,10 @@ class Desk:
             slot, session, delivery, outcome = lane.outcomes.popleft()
             if outcome.__class__ is Publish:  # as most are that are no success
                 if pending := self._pending(slot):
-                    self._requests.publish_soon(*slot.traced(outcome, pending.answer))
+                    answer = pending.answer
+                    if slot.traces or not delivery.bare:
+                        outcome, answer = slot.traced(outcome, answer)
+                    self._requests.publish_soon(outcome, answer)
             else:
                 self._take(slot, session, delivery, outcome)
         session = lane.session

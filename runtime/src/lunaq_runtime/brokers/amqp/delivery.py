@@ -25,7 +25,7 @@ _known: dict[bytes, str] = {}
 class AmqpDelivery(Delivery):
     """A Delivery over its raw method and header frames."""
 
-    __slots__ = ("_at", "_decoded", "_head")
+    __slots__ = ("_at", "_decoded", "_head", "bare")
 
     def __init__(  # the superclass's fields without its constructor: most are never asked for
         self, queue: str, generation: int, tag: int, redelivered: int, body: bytes, head: bytes, at: int
@@ -35,6 +35,7 @@ class AmqpDelivery(Delivery):
         self.body = body
         self.redelivered = redelivered == 1
         self.generation = generation
+        self.bare = not head[at - 2] & _HEADERS
         self._head = head
         self._at = at
         self._decoded: Properties | None = None
@@ -62,10 +63,6 @@ class AmqpDelivery(Delivery):
             return None
         raw = head[at + 1 : at + 1 + head[at]]
         return _known.get(raw) or _remembered(raw)
-
-    @property
-    def bare(self) -> bool:
-        return not self._head[self._at - 2] & _HEADERS
 
     def _exchange_at(self) -> int:
         return _TAG_AT + 1 + self._head[_TAG_AT] + 9

@@ -96,10 +96,14 @@ class Entry:
 
 
 class Outlet:
-    """Publishes in flight on one channel; `resolve` is told how each ended."""
+    """Publishes in flight on one channel; `confirm` is told which the broker has, `resolve` how others ended."""
 
     def __init__(
-        self, link: Link, channel: Channel, resolve: Callable[[Entry, BrokerError | None], None]
+        self,
+        link: Link,
+        channel: Channel,
+        confirm: Callable[[list[Entry]], None],
+        resolve: Callable[[Entry, BrokerError | None], None],
     ) -> None:
         tap = link.tap
         self._tap = tap
@@ -108,6 +112,7 @@ class Outlet:
         self._longest = (link.frame_max or 1 << 32) - FRAME_OVERHEAD
         # Elsewhere a return follows the refusal of its publish, and would be taken for another's.
         self._returns = link.product.has(Feature.UNROUTABLE)
+        self._confirm = confirm
         self._resolve = resolve
         self._sent = 0
         self._lowest = 1
@@ -139,7 +144,8 @@ class Outlet:
             await self._channel.close()
 
     def on_events(self, events: list[Event]) -> None:
-        in_flight, resolve = self._in_flight, self._resolve
+        in_flight = self._in_flight
+        confirmed: list[Entry] = []
         for method, tag, many, head, body in events:
             if method == RETURN:
                 if self._returns:
@@ -153,9 +159,10 @@ class Outlet:
             for number in numbers:
                 if entry := in_flight.pop(number, None):
                     if method == ACK and not entry.returned:
-                        resolve(entry, None)
+                        confirmed.append(entry)
                     else:
-                        resolve(entry, _refusal(entry))
+                        self._resolve(entry, _refusal(entry))
+        self._confirm(confirmed)
 
     def on_closed(self) -> None:
         # Why is told by aiormq, which reads the broker's text; but nothing may be written from here on.

@@ -207,6 +207,86 @@ async def test_publishes_of_one_turn_leave_in_one_write(
     assert len(writes) == 1
 
 
+def written_by(broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Keep each write to the socket from now on."""
+    transport = broker._link.tap._transport  # type: ignore[union-attr]
+    assert transport is not None
+    written: list[bytes] = []
+
+    class Spy:
+        def write(self, data: bytes) -> None:
+            written.append(data)
+            transport.write(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(transport, name)
+
+    monkeypatch.setattr(broker._link.tap, "_transport", Spy())  # type: ignore[union-attr]
+    return written
+
+
+async def test_what_is_settled_and_published_in_one_turn_leaves_in_one_write_settlements_first(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+):
+    connection = await warm(peer, broker)
+    peer.on_publish = confirm
+    subscription, got = await consume(peer, broker)
+    connection.deliver(connection.consuming, b"1", b"2", b"3")
+    await until(lambda: len(got) == 3, "the deliveries")
+    written = written_by(broker, monkeypatch)
+    answers = Answers(broker)
+    answers.publish("one")
+    subscription.settle(ack=got[:1])
+    subscription.settle(ack=got[1:2])
+    answers.publish("two")
+    await answers.all("one", "two")
+    assert len(written) == 1
+    ack, publish = b"\0\x3c\0\x50", b"\0\x3c\0\x28"  # class and method
+    assert written[0].index(ack) < written[0].index(publish)
+    await until(lambda: connection.settled == [("ack", b"1"), ("ack", b"2")], "the acks")
+    subscription.settle(ack=got[2:])
+    assert len(written) == 2, "nothing is kept back where no publish is to follow"
+
+
+async def test_settlements_are_not_kept_back_for_publishes_that_cannot_leave(peer: Peer, broker: AmqpBroker):
+    connection = await warm(peer, broker)
+    subscription, got = await consume(peer, broker)
+    connection.deliver(connection.consuming, b"1")
+    await until(lambda: len(got) == 1, "the delivery")
+    connection.say(0, commands.Connection.Blocked("low on memory"))
+    tap = broker._link.tap  # type: ignore[union-attr]
+    await until(lambda: tap.blocked, "the block")
+    answers = Answers(broker)
+    answers.publish("held back", timeout=60)
+    subscription.settle(ack=got)
+    await until(lambda: connection.settled == [("ack", b"1")], "the ack")
+    connection.say(0, commands.Connection.Unblocked())
+    peer.on_publish = confirm
+    assert await answers.all("held back") == {"held back": None}
+
+
+@pytest.mark.parametrize("by", ["the channel", "the connection"])
+async def test_what_is_kept_back_is_written_before_aiormq_says_goodbye(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch, by: str
+):
+    """On a channel that is closed it would be an offence, and nothing that is settled may be lost."""
+    connection = await warm(peer, broker)
+    subscription, got = await consume(peer, broker)
+    connection.deliver(connection.consuming, b"1")
+    await until(lambda: len(got) == 1, "the delivery")
+    link = broker._link
+    assert link is not None
+    written = written_by(broker, monkeypatch)
+    link.tap.hold()
+    subscription.settle(ack=got)
+    assert written == []
+    if by == "the channel":
+        await subscription._drop_channel()
+    else:
+        await link.close()
+    assert connection.settled == [("ack", b"1")]
+
+
 @pytest.mark.parametrize("size", [0, 1, 4087, 4088, 4089, 8176, 100_000])
 async def test_no_frame_is_longer_than_agreed(size: int):
     peer = Peer(frame_max=4096)
@@ -581,6 +661,31 @@ async def test_a_busy_connection_is_read_in_larger_pieces_until_an_answer_is_wai
     async with asyncio.timeout(20):
         await broker.publish(message(b"out"))
     assert least(broker) == 1
+
+
+async def test_a_connection_whose_rest_is_always_ended_by_publishes_does_not_rest(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+):
+    """Going to rest and ending it are two calls of the kernel and a timer, for nothing."""
+    monkeypatch.setattr(tap_module, "REST", 60.0)
+    await warm(peer, broker)
+    peer.on_publish = confirm
+    _, got = await consume(peer, broker, prefetch=0)
+
+    async def busy_chunk() -> None:
+        number = len(got) + BUSY
+        peer.last.deliver(peer.last.consuming, *[b"x"] * BUSY)
+        await until(lambda: len(got) == number, "the deliveries")
+
+    await busy_chunk()
+    assert least(broker) == MOST_PIECE
+    await broker.publish(message(b"out"))
+    for _ in range(tap_module.RESTLESS):
+        await busy_chunk()
+        assert least(broker) == 1
+    await busy_chunk()
+    assert least(broker) == MOST_PIECE, "it tries again now and then"
+    await broker.publish(message(b"out"))  # or closing would wait for as long
 
 
 @pytest.mark.parametrize(

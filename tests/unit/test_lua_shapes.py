@@ -1,4 +1,4 @@
-"""Bodies of keys that come again are built by Lua functions made for them: `lua.shapes`, prelude/shapes.lua."""
+"""Bodies of keys that come again are built by Lua functions made for them (`lua.shapes`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ end
 
 
 def handled(state: LuaState, host: FakeHost, body: dict[str, str]) -> list[str]:
-    """Run the handler on the same body until its shape is learnt and used; returns what it printed each time."""
+    """Run the handler on a body until its shape is learnt and used; returns what it printed each time."""
     for _ in range(3):
         assert state.start(MessageContext("1"), body).step() is SUCCEEDED
     bodies: list[object] = []

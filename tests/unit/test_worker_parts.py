@@ -17,7 +17,7 @@ from lunaq_runtime.entries.model import Queue, Retry
 from lunaq_runtime.ids import Id
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.requests import Info, Publish
-from lunaq_runtime.policy import DENY_ALL, Policy, PUBLISH
+from lunaq_runtime.policy import DENY_ALL, PUBLISH, Policy
 from lunaq_runtime.topology import Binding, ExchangeDecl, QueueDecl, Topology
 from lunaq_runtime.worker import Counters, Stepper
 from lunaq_runtime.worker.host import WorkerHost

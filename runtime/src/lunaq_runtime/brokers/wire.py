@@ -111,7 +111,9 @@ def stamp(message: Stamped) -> bytes:
 def _new_stamp(content_type: str) -> bytes:
     """Encode what is the same for all of a content type; there are as many as codecs."""
     flags = 0x8000 | 0x1000 | 0x0080 | 0x0040
-    start = _stamps[content_type] = _FLAGS(flags) + short_text("content_type", content_type) + _MODES[PERSISTENT]
+    start = _stamps[content_type] = (
+        _FLAGS(flags) + short_text("content_type", content_type) + _MODES[PERSISTENT]
+    )
     return start
 
 

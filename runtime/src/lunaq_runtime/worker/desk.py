@@ -118,10 +118,7 @@ class Desk:
             slot, session, delivery, outcome = lane.outcomes.popleft()
             if outcome.__class__ is Publish:  # as most are that are no success
                 if pending := self._pending(slot):
-                    answer = pending.answer
-                    if slot.traces or not delivery.bare:
-                        outcome, answer = slot.traced(outcome, answer)
-                    self._requests.publish_soon(outcome, answer)
+                    self._publish(slot, delivery, outcome, pending)
             else:
                 self._take(slot, session, delivery, outcome)
         session = lane.session
@@ -237,7 +234,7 @@ class Desk:
     # What a handler waits for ---------------------------------------------------------------------------
 
     def _pending(self, slot: Slot) -> Pending | None:
-        """Make what a request of a slot is answered by, within the handler's time; None: it is interrupted."""
+        """Make what answers a request of a slot, within the handler's time; None if it is interrupted."""
         if slot.interruption:
             self.lane.resume(slot, slot.interruption)
             return None
@@ -253,13 +250,19 @@ class Desk:
             return
         match request:
             case Publish():
-                self._requests.publish_soon(*slot.traced(request, pending.answer))
+                self._publish(slot, delivery, request, pending)
             case Sleep(seconds=seconds):
                 pending.work = self._loop.call_later(seconds, pending.wake)
             case Settle(ack=True):
                 pending.answer(self._ack(session, delivery))
             case _:
                 self._await(pending, self._execute(slot, session, delivery, request))
+
+    def _publish(self, slot: Slot, delivery: Delivery, request: Publish, pending: Pending) -> None:
+        if slot.traces or not delivery.bare:
+            self._requests.publish_soon(*slot.traced(request, pending.answer))
+        else:
+            self._requests.publish_soon(request, pending.answer)
 
     async def _execute(
         self, slot: Slot, session: Session, delivery: Delivery, request: Request

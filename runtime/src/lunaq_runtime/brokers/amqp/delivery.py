@@ -27,6 +27,8 @@ class AmqpDelivery(Delivery):
 
     __slots__ = ("_at", "_decoded", "_head", "bare")
 
+    bare: bool
+
     def __init__(  # the superclass's fields without its constructor: most are never asked for
         self, queue: str, generation: int, tag: int, redelivered: int, body: bytes, head: bytes, at: int
     ) -> None:

@@ -96,7 +96,10 @@ class Entry:
 
 
 class Outlet:
-    """Publishes in flight on one channel; `confirm` is told which the broker has, `resolve` how others ended."""
+    """Publishes in flight on one channel.
+
+    `confirm` is told which of them the broker has, `resolve` how each of the others ended.
+    """
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ MOST_PIECE = 64 * 1024
 """Bytes that are waited for at most."""
 
 RESTLESS = 32
-"""Chunks for which nobody rests after a rest was ended because an answer is waited for: the next would be, too."""
+"""Chunks for which nobody rests once a write that waits for an answer has ended a rest: so would the next."""
 
 REST = 0.001
 """Seconds after which it is read however little has come."""
@@ -129,9 +129,9 @@ class Tap(TransportFactory):
 
     def leave(self, channel: int, listener: Listener) -> None:
         """Stop telling `listener`; what still comes is dropped, for aiormq would choke on it."""
+        self.release()  # aiormq may be about to close the channel
         if channel in self._consumers and self._consumers[channel][1] is listener:
             self._consumers[channel] = self._consumers[channel][0], None
-            self.release()  # for aiormq may close the channel next
         if channel in self._publishers and self._publishers[channel][1] is listener:
             self._publishers[channel] = self._publishers[channel][0], None
 
@@ -154,9 +154,9 @@ class Tap(TransportFactory):
                 self._restless = RESTLESS
 
     def hold(self) -> None:
-        """Keep back what needs no answer, for a write that does will follow in this turn of the loop, or `release`.
+        """Keep back what needs no answer: in this turn of the loop follows a write that does, or `release`.
 
-        A write is a system call here, and wakes the connection's process at the broker there.
+        Each write is a system call, and wakes the connection's process at the broker.
         """
         self._holding = True
 

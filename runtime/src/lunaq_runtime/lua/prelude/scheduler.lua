@@ -389,11 +389,12 @@ local function run_batch(...)
     local body
     body, at = builders[values[at]](values, at)
     local ok, mark, first, second = handle(body)
-    if second == nil and (first == nil or first == true) and mark == hot[DONE] and not hot[MANY] then
+    local several = hot[MANY]
+    if second == nil and (first == nil or first == true) and mark == hot[DONE] and not several then
       hot[IDLE] = hot[ROOT]
     else
       local outcome = pack(drive(ok, mark, first, second))
-      if outcome[1] ~= nil then
+      if several or outcome[1] ~= nil then
         return outcome
       end
     end

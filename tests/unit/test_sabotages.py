@@ -1,4 +1,4 @@
-"""Each sabotage still finds what it breaks: `make prove-sabotage` is run now and then, the code changes daily."""
+"""Each sabotage still finds what it breaks: `make prove-sabotage` is run now and then, the code changes."""
 
 from __future__ import annotations
 

@@ -418,6 +418,30 @@ async def test_what_is_in_flight_when_the_connection_dies_is_told_and_what_is_no
     assert len(peer.connections) == 2
 
 
+async def test_a_defect_while_connecting_again_does_not_end_the_reconnecting(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    await warm(peer, broker)
+    peer.on_publish = confirm
+    opened = AmqpBroker._open
+    failures = [ValueError("a defect"), Exception()]  # the latter is what aiormq closes with
+
+    async def open_link(self: AmqpBroker) -> None:
+        if failures:
+            raise failures.pop()
+        await opened(self)
+
+    monkeypatch.setattr(AmqpBroker, "_open", open_link)
+    link = broker._link
+    assert link is not None
+    peer.last.abort()
+    await link.lost.wait()
+    await broker.publish(message(b"after"))
+    assert [one.body for one in peer.last.publishes] == [b"after"]
+    assert "a defect" in caplog.text
+    assert broker.reconnects == 1
+
+
 async def test_the_first_message_to_an_exchange_is_told_when_the_connection_dies_under_it(
     peer: Peer, broker: AmqpBroker
 ):

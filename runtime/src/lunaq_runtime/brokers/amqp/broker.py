@@ -172,6 +172,9 @@ class AmqpBroker:
                     await self._open()
                 except BrokerError as error:
                     log.warning("%s", error)
+                except Exception:
+                    # A defect, of ours or of a library; nobody else would ever connect again.
+                    log.exception("cannot connect to %s", self._endpoint)
                 else:
                     self.reconnects += 1
                     log.info("connected again to %s", self._endpoint)

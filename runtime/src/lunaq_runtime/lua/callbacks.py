@@ -78,7 +78,6 @@ class Callbacks:
         "_identity",
         "_interrupted_by",
         "_log_volume",
-        "_logged",
         "_memory",
         "_monotonic",
         "_services",
@@ -108,7 +107,6 @@ class Callbacks:
         self._context: MessageContext | None = None
         self._interrupted_by = _never
         self._log_volume = LogVolume()
-        self._logged = False
         self.turn: Callable[[int], bool] | None = None
         """See `LuaState.start_batch`."""
         self.out_of_memory = False
@@ -127,10 +125,8 @@ class Callbacks:
 
     def end(self) -> None:
         """Forget the message."""
-        if self._logged:
-            self._logged = False
-            if told := self._log_volume.start_anew():
-                self._host.log("warn", told, self._automatic_fields(), "")
+        if self._log_volume.records and (told := self._log_volume.start_anew()):
+            self._host.log("warn", told, self._automatic_fields(), "")
         self._context = None
         self._interrupted_by = _never
 
@@ -146,11 +142,6 @@ class Callbacks:
     def _burden(self, value: Any) -> None:
         if memory := self._memory():
             memory.burden(value)
-
-    def _admits(self, size: int) -> bool:
-        """Count a log record of this message; False where it is to be dropped."""
-        self._logged = True
-        return self._log_volume.admits(size)
 
     def exported(self) -> dict[bytes, Any]:
         """Build the table `S.host` of the prelude."""
@@ -220,7 +211,7 @@ class Callbacks:
 
     def warn(self, message: str) -> None:
         """Log a warning about the message being handled."""
-        if self._admits(len(message)):
+        if self._log_volume.admits(len(message)):
             self._host.log("warn", message, self._automatic_fields(), "")
 
     def take_fed(self, tokens: Sequence[Any]) -> Sequence[Any]:
@@ -292,7 +283,7 @@ class Callbacks:
 
     def _log(self, level: bytes, message: bytes, name: bytes, location: bytes, *tokens: Any) -> None:
         stream = self.take_fed(tokens)
-        if not self._admits(len(message) + size_of(tuple(stream))):
+        if not self._log_volume.admits(len(message) + size_of(tuple(stream))):
             return
         fields = self._automatic_fields()
         fields["location"] = shown(location)

@@ -133,7 +133,7 @@ class Invocation:
             self._error = timeout_error(self._state.handler.timeout)
         return self._error
 
-    def _go_on(self, outcome: Any) -> Request | Finished:  # noqa: C901 - one call less for each message
+    def _go_on(self, outcome: Any) -> Request | Finished:
         """Do what Lua came to asks for, until that needs somebody else or it is over."""
         state = self._state
         if isinstance(outcome, Finished):
@@ -143,11 +143,7 @@ class Invocation:
                 # It was refused a value and may have come to its end before the count hook could end it.
                 return self._finish(self._out_of_memory(), state_lost=True)
             if outcome is None:
-                if self._settled or self._streams is not None or self._outstanding is not None:
-                    return self._finish(None)
-                state.finished()
-                self._finished = SUCCEEDED
-                return SUCCEEDED
+                return self._finish(None)
             word, *arguments = outcome if outcome.__class__ is tuple else (outcome,)
             beside = word == _BESIDE
             if beside:

@@ -22,7 +22,7 @@ MAX_SHAPES = 64
 """How many shapes a state learns; a handler of more is served as well, and a little slower."""
 
 _MAX_CANDIDATES = 256
-VALUE = 64
+_VALUE = 64
 """Bytes that Lua may need for a value beside its text."""
 _BITS = 64
 _MIN_INTEGER = -(2**63)
@@ -81,9 +81,11 @@ class Shapes:
             for value in body.values()
         ]
 
-    def room(self, arguments: list[Any]) -> int:
-        """Tell how many bytes handing over may need."""
-        return sum([len(one) for one in arguments if one.__class__ is bytes]) + VALUE * len(arguments)
+    def room(self, arguments: list[Any], size: int | None) -> int:
+        """Tell how many bytes handing over may need; `size` are those of all texts, if known."""
+        if size is None:
+            size = sum([len(one) for one in arguments if one.__class__ is bytes])
+        return size + _VALUE * len(arguments)
 
     def _convert(self, value: Any) -> Any:
         if value.__class__ is int:

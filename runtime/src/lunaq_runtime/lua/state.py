@@ -19,7 +19,7 @@ from lunaq_runtime.lua.invocation import OUT_OF_MEMORY, Invocation, timeout_erro
 from lunaq_runtime.lua.memory import MemoryGuard, size_of
 from lunaq_runtime.lua.modules.services import Services
 from lunaq_runtime.lua.prelude import new_runtime, run_prelude
-from lunaq_runtime.lua.shapes import VALUE, Shapes
+from lunaq_runtime.lua.shapes import Shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,8 +147,7 @@ class LuaState:
             except UnicodeEncodeError:  # half a surrogate pair, which needs the long way
                 pass
             else:
-                need = self._shapes.room(arguments) if size is None else size + VALUE * len(arguments)
-                if not self.memory.fit(need):
+                if not self.memory.fit(self._shapes.room(arguments, size)):
                     raise MemoryError
                 return shape[0](*arguments)
         value = self.to_lua(body)
@@ -175,7 +174,7 @@ class LuaState:
         Raises:
             NoRoomError: none has been started.
         """
-        if not self.memory.fit(size + VALUE * len(bodies)):
+        if not self.memory.fit(self._shapes.room(bodies, size)):
             raise NoRoomError
         self.callbacks.turn = turn
         try:

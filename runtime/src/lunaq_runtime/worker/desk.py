@@ -118,7 +118,7 @@ class Desk:
             slot, session, delivery, outcome = lane.outcomes.popleft()
             if outcome.__class__ is Publish:  # as most are that are no success
                 if pending := self._pending(slot):
-                    self._publish(slot, delivery, outcome, pending)
+                    self._requests.publish_soon(*slot.traced(outcome, pending.answer))
             else:
                 self._take(slot, session, delivery, outcome)
         session = lane.session
@@ -250,19 +250,13 @@ class Desk:
             return
         match request:
             case Publish():
-                self._publish(slot, delivery, request, pending)
+                self._requests.publish_soon(*slot.traced(request, pending.answer))
             case Sleep(seconds=seconds):
                 pending.work = self._loop.call_later(seconds, pending.wake)
             case Settle(ack=True):
                 pending.answer(self._ack(session, delivery))
             case _:
                 self._await(pending, self._execute(slot, session, delivery, request))
-
-    def _publish(self, slot: Slot, delivery: Delivery, request: Publish, pending: Pending) -> None:
-        if slot.traces or not delivery.bare:
-            self._requests.publish_soon(*slot.traced(request, pending.answer))
-        else:
-            self._requests.publish_soon(request, pending.answer)
 
     async def _execute(
         self, slot: Slot, session: Session, delivery: Delivery, request: Request

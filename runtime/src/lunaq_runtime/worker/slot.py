@@ -81,9 +81,6 @@ class Slot:
     `most` is how many deliveries the next batch should have; of a `batch`, any one may be in work.
     """
 
-    traces = False
-    """Whether it adds to every publish, not only to those on behalf of a delivery with headers."""
-
     __slots__ = (
         "_codec",
         "_context",

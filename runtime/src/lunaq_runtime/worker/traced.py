@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 class TracedSlot(Slot):
     """A slot whose runs are spans."""
 
-    traces = True
-
     def __init__(self, consumer: Consumer, codec: str, make_state: Callable[[], State], spans: Spans) -> None:
         super().__init__(consumer, codec, make_state)
         self._spans = spans

@@ -96,17 +96,10 @@ class Entry:
 
 
 class Outlet:
-    """Publishes in flight on one channel.
-
-    `confirm` is told which of them the broker has, `resolve` how each of the others ended.
-    """
+    """Publishes in flight on one channel; `resolve` is told how each ended."""
 
     def __init__(
-        self,
-        link: Link,
-        channel: Channel,
-        confirm: Callable[[list[Entry]], None],
-        resolve: Callable[[Entry, BrokerError | None], None],
+        self, link: Link, channel: Channel, resolve: Callable[[Entry, BrokerError | None], None]
     ) -> None:
         tap = link.tap
         self._tap = tap
@@ -115,7 +108,6 @@ class Outlet:
         self._longest = (link.frame_max or 1 << 32) - FRAME_OVERHEAD
         # Elsewhere a return follows the refusal of its publish, and would be taken for another's.
         self._returns = link.product.has(Feature.UNROUTABLE)
-        self._confirm = confirm
         self._resolve = resolve
         self._sent = 0
         self._lowest = 1
@@ -148,7 +140,6 @@ class Outlet:
 
     def on_events(self, events: list[Event]) -> None:
         in_flight = self._in_flight
-        confirmed: list[Entry] = []
         for method, tag, many, head, body in events:
             if method == RETURN:
                 if self._returns:
@@ -161,11 +152,8 @@ class Outlet:
                 self._lowest = max(self._lowest, last + 1)
             for number in numbers:
                 if entry := in_flight.pop(number, None):
-                    if method == ACK and not entry.returned:
-                        confirmed.append(entry)
-                    else:
-                        self._resolve(entry, _refusal(entry))
-        self._confirm(confirmed)
+                    confirmed = method == ACK and not entry.returned
+                    self._resolve(entry, None if confirmed else _refusal(entry))
 
     def on_closed(self) -> None:
         # Why is told by aiormq, which reads the broker's text; but nothing may be written from here on.

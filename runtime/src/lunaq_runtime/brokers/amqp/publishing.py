@@ -269,23 +269,10 @@ class Publisher:
             if exchange:
                 # An empty type, for Qpid compares it even here.
                 await channel.exchange_declare(exchange, exchange_type="", passive=True)
-        outlet = Outlet(link, channel, self._confirm, self._resolve)
+        outlet = Outlet(link, channel, self._resolve)
         self._outlets.add(outlet)
         channel.closing.add_done_callback(lambda _closing: self._outlets.discard(outlet))
         return outlet
-
-    def _confirm(self, entries: list[Entry]) -> None:
-        """Tell that the broker has these: as `_resolve` does, for all that one chunk confirms."""
-        for entry in entries:
-            done = entry.done
-            if done is not None:
-                entry.done = None
-                self._pending -= 1
-                try:
-                    done(None)
-                except Exception as failure:  # noqa: BLE001 - likewise
-                    report(done, failure)
-        self._note_idle()
 
     def _resolve(self, entry: Entry, error: BrokerError | None) -> None:
         done = entry.done
@@ -300,9 +287,6 @@ class Publisher:
             done(error)
         except Exception as failure:  # noqa: BLE001 - a defect above is none of the connection
             report(done, failure)
-        self._note_idle()
-
-    def _note_idle(self) -> None:
         if not self._pending and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 

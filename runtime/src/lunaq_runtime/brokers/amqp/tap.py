@@ -82,8 +82,7 @@ class Tap(TransportFactory):
         self._broken = False
         self._blocked = False
         self._last_sign = 0.0
-        self._held: list[bytes] = []
-        self._holding = False
+        self._held: list[bytes] | None = None  # None: nothing is to be kept back
         self._resting: asyncio.TimerHandle | None = None
         self._restless = 0  # chunks for which nobody rests
 
@@ -140,13 +139,11 @@ class Tap(TransportFactory):
 
         `answer`: whether somebody waits for what the broker says to it, which ends a `rest`.
         """
-        if self._holding:
+        if self._held is not None:
             self._held.append(frames)
             if not answer:
                 return
-            frames = b"".join(self._held)
-            self._held.clear()
-            self._holding = False
+            frames, self._held = b"".join(self._held), None
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames)
             if answer and self._resting:
@@ -158,19 +155,17 @@ class Tap(TransportFactory):
 
         Each write is a system call, and wakes the connection's process at the broker.
         """
-        self._holding = True
+        if self._held is None:
+            self._held = []
 
     def release(self) -> None:
         """Write what is kept back."""
-        if self._holding:
-            self._holding = False
-            if self._held:
-                frames = b"".join(self._held)
-                self._held.clear()
-                self.write(frames, answer=False)
+        held, self._held = self._held, None
+        if held:
+            self.write(b"".join(held), answer=False)
 
     def rest(self, size: int) -> None:
-        """Hear of the next chunk only once it has `size` bytes, or a moment has passed."""
+        """Hear of the next chunk only once it has `size` bytes, or a moment has passed; see `RESTLESS`."""
         if self._restless:
             self._restless -= 1
         elif self._resting is None and self._wake_for(min(max(size, PIECE), MOST_PIECE)):

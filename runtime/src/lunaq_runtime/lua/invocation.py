@@ -100,18 +100,12 @@ class Invocation:
         """Run Lua until it needs something or is over; `reply` answers the request before."""
         if self._finished is not None:
             return self._finished
-        try:
-            if not self._started and self._error is None:
-                return self._go_on(self._begin())  # its time has just begun
+        if self._started or self._error:  # else its time has just begun
             ended = self._why_ended()
             if ended is not None:
                 return self.abort(ended)
-            if reply is not PUBLISHED:
-                return self._go_on(self._answer(reply))
-            state = self._state
-            if state.callbacks.out_of_memory or not state.memory.fit():
-                raise MemoryError  # noqa: TRY301 - as others raise it below
-            return self._go_on(state.lua_start(None, True))
+        try:
+            return self._go_on(self._answer(reply) if self._started else self._begin())
         except Exception as failure:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(failure)
 
@@ -181,6 +175,9 @@ class Invocation:
 
     def _answer(self, reply: tuple[Any, ...]) -> Any:
         """Hand over the reply to what was asked; returns what Lua comes to."""
+        if reply is PUBLISHED:
+            self._make_room(True)
+            return self._state.lua_start(None, True)
         asked = self._asked
         if asked is None:
             return self._state.lua_go_on()

@@ -42,8 +42,6 @@ class WorkerHost:
         policy = self._policy()
         # Answers are kept for as long as it is the very same policy; one tuple, so that no thread mixes two.
         of, answers = self._known
-        if of is policy and answers.get((action, resource)):
-            return True
         if of is not policy or len(answers) > MAX_ANSWERS:
             answers = {}
             self._known = policy, answers

@@ -398,6 +398,7 @@ class ConcurrencyScenarios:
             {"quick": {"slow": False}, "slow": {"slow": True}}, source, concurrency=1, drain_timeout=0.2
         )
         await run.seen("ack", "quick")
+        await run.until(lambda: run.counters.running == 1, "the slow one to be at work")
         assert (run.counters.running, run.broker.of("slow")) == (1, ["deliver"])
 
     async def test_what_arrived_with_an_endless_loop_goes_through_the_other_slots(self, stage: Stage):

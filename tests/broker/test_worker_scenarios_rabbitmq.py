@@ -9,6 +9,7 @@ import pytest
 pytest.register_assert_rewrite("harness.worker_scenarios")
 
 from harness.worker_scenarios import (  # noqa: E402 - only now its asserts can speak
+    AheadScenarios,
     ConcurrencyScenarios,
     DeliveryScenarios,
     DrainScenarios,
@@ -39,6 +40,10 @@ class TestDelivery(DeliveryScenarios):
 
 
 class TestPublish(PublishScenarios):
+    pass
+
+
+class TestAhead(AheadScenarios):
     pass
 
 

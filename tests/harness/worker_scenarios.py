@@ -347,6 +347,105 @@ class PublishScenarios:
         assert await stage.logged(1) == [{"priority": "high", "tenant": "blue", "id": 36}]
 
 
+class AheadScenarios:
+    """Handlers that run ahead of the confirms of what they publish: faster, and nobody can tell."""
+
+    SOURCE = """
+    function handle(b)
+      local ok, err = queue.publish("app:log", {n = b.n})
+      return ok, err
+    end"""
+
+    async def gated(self, stage: Stage, source: str = SOURCE, **options: Any) -> Running:
+        """Start an app whose publishes to the log are not confirmed yet."""
+        run = await stage.start(source, **options)
+        run.broker.gated = "app:log.x"
+        run.broker.confirm_gate.clear()
+        return run
+
+    async def test_no_message_is_acked_before_what_it_published_is_confirmed(self, stage: Stage):
+        run = await self.gated(stage, concurrency=5)
+        for n in range(5):
+            await stage.send({"n": n}, message_id=f"m{n}")
+        await run.until(
+            lambda: [what for what, _ in run.broker.events].count("publish app:log.x") == 5, "five publishes"
+        )
+        assert run.counters.running == 5
+        assert ("ack", "m0") not in run.broker.events
+        run.broker.confirm_gate.set()
+        for n in range(5):
+            await run.seen("ack", f"m{n}")
+        ended = [what for what, _ in run.broker.events if what in ("confirm app:log.x", "ack")]
+        assert ended.index("ack") >= 1
+        assert run.counters.running == 0
+
+    async def test_while_they_wait_for_confirms_they_need_one_lua_state(self, stage: Stage):
+        run = await self.gated(stage, concurrency=60, prefetch=100)
+        before = run.counters.lua_memory
+        for n in range(60):
+            await stage.send({"n": n}, message_id=f"m{n}")
+        await run.until(lambda: run.counters.running == 60, "all slots to be taken")
+        assert run.counters.lua_memory < before + 256 * 1024
+        run.broker.confirm_gate.set()
+        await run.until(lambda: run.counters.running == 0, "all to be acked")
+
+    async def test_no_more_of_them_run_than_there_are_slots_and_one_keeps_the_order(self, stage: Stage):
+        run = await self.gated(stage, concurrency=1)
+        await stage.send({"n": 1}, message_id="first")
+        await stage.send({"n": 2}, message_id="second")
+        await run.seen("deliver", "second")
+        await run.until(lambda: "publish app:log.x" in dict(run.broker.events), "the first publish")
+        await asyncio.sleep(0)
+        assert [what for what, _ in run.broker.events].count("publish app:log.x") == 1
+        run.broker.confirm_gate.set()
+        await run.seen("ack", "second")
+        log = [body["n"] for body in await stage.logged(2)]
+        assert log == [1, 2]
+
+    async def test_a_refusal_reaches_the_handler_where_it_published_and_once(self, stage: Stage):
+        source = """
+        function handle(b)
+          local ok, err = queue.publish("app:log", {n = 1})
+          if not ok then log{why = err:details().reason} end
+        end"""
+        run = await stage.start(source)
+        answers = [BrokerError("nacked", "no room"), BrokerError("nacked", "no room")]
+        run.broker.refuse = lambda message: (
+            answers.pop() if answers and message.exchange == "app:log.x" else None
+        )
+        await stage.send()
+        assert await stage.logged(1) == [{"why": "nacked"}]
+        await run.seen("ack")
+        # Refused to the run that went ahead, and to the one that took its place.
+        assert [what for what, _ in run.broker.events].count("refuse app:log.x") == 2
+
+    async def test_a_broker_that_takes_it_the_second_time_makes_it_a_success(self, stage: Stage):
+        run = await stage.start(self.SOURCE)
+        answers = [BrokerError("nacked", "no room")]
+        run.broker.refuse = lambda message: (
+            answers.pop() if answers and message.exchange == "app:log.x" else None
+        )
+        await stage.send({"n": 7})
+        assert await stage.logged(1) == [{"n": 7}]
+        await run.seen("ack")
+        assert run.counters.failed == 0
+
+    async def test_one_whose_time_is_up_while_it_waits_for_the_confirm_has_failed(self, stage: Stage):
+        run = await self.gated(stage, timeout=0.3, retry=ONCE)
+        await stage.send()
+        headers = (await stage.dead())[0].properties.headers
+        assert "time limit of 0.3s" in headers["x_error"]
+        run.broker.confirm_gate.set()
+
+    async def test_one_that_waits_for_the_confirm_is_handed_back_at_the_drain_deadline(self, stage: Stage):
+        run = await self.gated(stage, drain_timeout=0.2)
+        await stage.send(headers={"attempts": 1})
+        await run.until(lambda: "publish app:log.x" in dict(run.broker.events), "the publish")
+        await run.app.drain()
+        assert run.broker.of("m") == ["deliver", "requeue"]
+        run.broker.confirm_gate.set()
+
+
 _ANYWHERE = Policy(publish=True, publish_to=("*:*",), consume=("*:*",))
 
 

@@ -69,8 +69,9 @@ class SpySubscription:
 class SpyBroker:
     """A broker that notes what passes, in order: `(what, message id)`.
 
-    `confirm_gate`: publishes to the retry exchange are confirmed only once it is set. `refuse` may answer
-    a publish with an error. With `lose_settlements`, no ack or nack reaches the broker.
+    `confirm_gate`: publishes to exchanges whose name ends with `gated`, by default those of retries, are
+    confirmed only once it is set. `refuse` may answer a publish with an error. With `lose_settlements`, no
+    ack or nack reaches the broker.
     """
 
     def __init__(self, inner: Broker) -> None:
@@ -78,6 +79,7 @@ class SpyBroker:
         self.events: list[tuple[str, str]] = []
         self.confirm_gate = asyncio.Event()
         self.confirm_gate.set()
+        self.gated = ".retry"
         self.refuse: Callable[[Outgoing], BrokerError | None] = lambda _message: None
         self.lose_settlements = False
 
@@ -125,7 +127,7 @@ class SpyBroker:
             raise error
         self.events.append((f"publish {what}", identity))
         await self.inner.publish(message, timeout=timeout)
-        if message.exchange.endswith(".retry"):
+        if message.exchange.endswith(self.gated):
             await self.confirm_gate.wait()
         self.events.append((f"confirm {what}", identity))
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.waiting import eventually
-from lunaq_runtime.lua.requests import SUCCEEDED, Sleep
+from lunaq_runtime.lua.errors import HandlerError
+from lunaq_runtime.lua.requests import PUBLISHED, SUCCEEDED, Finished, Publish, Sleep, Void
 from lunaq_runtime.message import Delivery, Properties
 from lunaq_runtime.worker import Stepper
+from lunaq_runtime.worker.ahead import FIRST_WAITS, MOST_WAITS, Ahead
 from lunaq_runtime.worker.lane import LOST, ROUND, Lane
 
 if TYPE_CHECKING:
@@ -30,6 +32,20 @@ class FakeSlot:
         self.started = 0.0
         self.lost = 0
         self.most = 1
+        self.interruption: Any = None
+        self.runs_ahead = False
+        self.state: Any = None
+
+    @property
+    def stateless(self) -> bool:
+        return self.state is None
+
+    def take_state(self, state: Any) -> None:
+        self.state = state
+
+    def give_state(self) -> Any:
+        state, self.state = self.state, None
+        return state
 
     def pack(self, _delivery: Delivery, _into: list[Any]) -> bool:
         return False
@@ -311,3 +327,143 @@ async def test_a_slot_whose_reply_came_starts_the_next_delivery_itself(stepper: 
         ("second", b"reply"),
         ("second", b"3"),
     ]
+
+
+LAST = Publish("app:out", {}, {}, SUCCEEDED)
+REFUSED = (None, HandlerError("no"))
+
+
+def went_ahead(answer: Any) -> Any:
+    return answer if isinstance(answer, Finished) else SUCCEEDED if answer is PUBLISHED else LAST
+
+
+async def test_a_slot_that_waits_for_the_confirm_leaves_its_state_to_the_next_one(stepper: Stepper):
+    rig = Rig(stepper, FakeSession(b"1", b"2"), went_ahead, went_ahead)
+    rig.slots[0].state = "the state"
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.outcomes) == 2, "both to wait for their confirms")
+    assert [slot.state for slot in rig.slots] == [None, None]
+    rig.session.unstarted.extend(FakeSession(b"3").unstarted)
+    rig.lane.confirm(rig.slots[1], PUBLISHED)
+    await rig.until(lambda: len(rig.outcomes) == 3, "the third")
+    assert rig.done == [b"2"]
+    assert rig.outcomes[2][0] is rig.slots[1]
+
+
+async def test_a_state_that_is_lost_is_left_to_nobody(stepper: Stepper):
+    lost = Publish("app:out", {}, {}, Finished(state_lost=True))
+    rig = Rig(stepper, FakeSession(b"1"), lambda _body: lost)
+    rig.slots[0].state = "the state"
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.outcomes) == 1, "it to wait for its confirm")
+    rig.lane.ahead.prepare(rig.slots[0])
+    assert rig.slots[0].state is None
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_what_is_confirmed_is_done_while_a_thread_is_in_a_slow_step(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch, *, patient: bool
+):
+    if not patient:
+        monkeypatch.setattr(Stepper, "patient", NOBODY_IS_WAITED_FOR)
+    release, slow = threading.Event(), threading.Event()
+
+    def behave(body: bytes) -> Any:
+        if body == b"slow":
+            slow.set()
+            release.wait(60)
+            return SUCCEEDED
+        return went_ahead(body)
+
+    rig = Rig(stepper, FakeSession(b"1"), behave, behave)
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.outcomes) == 1, "it to wait for its confirm")
+    rig.session.unstarted.extend(FakeSession(b"slow").unstarted)
+    rig.lane.schedule()
+    try:
+        await rig.until(slow.is_set, "the slow one to begin")
+        rig.lane.confirm(rig.outcomes[0][0], PUBLISHED)
+        await rig.until(lambda: rig.done == [b"1"], "the confirmed one")
+    finally:
+        release.set()
+    await rig.until(lambda: rig.done == [b"1", b"slow"], "the slow one")
+
+
+async def test_confirms_that_come_together_are_collected_at_once(stepper: Stepper):
+    rig = Rig(stepper, FakeSession(*[b"x"] * 50), *[went_ahead] * 50)
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.outcomes) == 50, "all to wait for their confirms")
+    looks: list[int] = []
+    collect = rig.collect
+
+    def counted() -> bool:
+        looks.append(len(rig.session.succeeded))
+        return collect()
+
+    rig.lane._collect = counted
+    for slot, *_ in list(rig.outcomes):
+        rig.lane.confirm(slot, PUBLISHED)
+    await rig.until(lambda: len(rig.done) == 50, "all to be done")
+    assert looks[0] == 50
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_a_void_run_begins_anew_and_waits_unless_its_delivery_is_gone(stepper: Stepper, *, alive: bool):
+    slots: list[Any] = []
+    ran: list[bool] = []
+
+    def behave(body: Any) -> Any:
+        if body is REFUSED:
+            rig.session.dead = b"" if alive else b"1"
+            return Void()
+        ran.append(slots[0].runs_ahead)
+        return LAST if slots[0].runs_ahead else SUCCEEDED
+
+    rig = Rig(stepper, FakeSession(b"1"), behave)
+    slots += rig.slots
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.outcomes) == 1, "it to wait for its confirm")
+    rig.lane.confirm(rig.slots[0], REFUSED)
+    if alive:
+        await rig.until(lambda: rig.done == [b"1"], "it to succeed")
+        assert ran == [True, False]
+    else:
+        await rig.until(lambda: len(rig.outcomes) == 2, "it to be dropped")
+        assert (rig.outcomes[1][3], ran) == (LOST, [True])
+
+
+async def test_an_interrupted_run_ends_by_that_though_its_confirm_came(stepper: Stepper):
+    interrupted = HandlerError("interrupted")
+
+    def behave(body: Any) -> Any:
+        return Finished(interrupted) if body is PUBLISHED and rig.slots[0].interruption else went_ahead(body)
+
+    rig = Rig(stepper, FakeSession(b"1"), behave)
+    rig.lane.schedule()
+    await rig.until(lambda: len(rig.outcomes) == 1, "it to wait for its confirm")
+    rig.slots[0].interruption = interrupted
+    rig.lane.confirm(rig.slots[0], PUBLISHED)
+    await rig.until(lambda: len(rig.outcomes) == 2, "its end")
+    assert rig.outcomes[1][3].error is interrupted
+
+
+def test_void_runs_make_the_next_ones_wait_twice_as_long_each_time_until_a_confirm():
+    ahead, slot = Ahead(), FakeSlot(succeed)
+
+    def waits() -> int:
+        for count in range(MOST_WAITS * 2):
+            ahead.prepare(slot)  # type: ignore[arg-type]
+            if slot.runs_ahead:
+                return count
+        return -1
+
+    assert waits() == 0
+    for expected in (FIRST_WAITS, 2 * FIRST_WAITS):
+        ahead.was_void()
+        assert waits() == expected
+    for _ in range(20):
+        ahead.was_void()
+    assert waits() == MOST_WAITS
+    ahead.was_confirmed()
+    ahead.was_void()
+    assert waits() == FIRST_WAITS

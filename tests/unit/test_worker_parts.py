@@ -17,7 +17,7 @@ from lunaq_runtime.entries.model import Queue, Retry
 from lunaq_runtime.ids import Id
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.requests import Info, Publish
-from lunaq_runtime.policy import DENY_ALL, PUBLISH, Policy
+from lunaq_runtime.policy import DENY_ALL, Policy
 from lunaq_runtime.topology import Binding, ExchangeDecl, QueueDecl, Topology
 from lunaq_runtime.worker import Counters, Stepper
 from lunaq_runtime.worker.host import WorkerHost
@@ -345,4 +345,4 @@ def test_a_publish_needs_both_rights_and_what_a_policy_allowed_ends_with_it():
             assert not host.may_publish("app:y")
         policies.pop(0)
         policies.append(DENY_ALL)
-    assert counters.denials.counts()[PUBLISH, ""] == 2 * (3 + 3)
+    assert not counters.denials.counts()  # who asks this may ask again

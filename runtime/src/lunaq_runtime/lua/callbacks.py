@@ -86,6 +86,7 @@ class Callbacks:
         "dropped",
         "out_of_memory",
         "turn",
+        "voided",
     )
 
     def __init__(
@@ -110,6 +111,8 @@ class Callbacks:
         self.turn: Callable[[int], bool] | None = None
         """See `LuaState.start_batch`."""
         self.out_of_memory = False
+        self.voided = False
+        """Whether this run is to begin anew (prelude/ahead.lua)."""
 
     def bind(self, to_lua: Callable[[Any], Any], memory: MemoryGuard) -> None:
         """Take `to_lua`, a bound method, and the state's memory guard, once Lua is up."""
@@ -120,7 +123,7 @@ class Callbacks:
         """Start on a message, or on loading; `interrupted` tells why the code must end."""
         self._context = context
         self._interrupted_by = interrupted
-        self.out_of_memory = False
+        self.out_of_memory = self.voided = False
         self._fed = []  # a run that was ended in the middle of a stream leaves its beginning behind
 
     def end(self) -> None:
@@ -182,6 +185,7 @@ class Callbacks:
             name.encode(): self._guarded(function) for name, function in functions.items()
         }
         exported[b"interrupted"] = self._interrupted
+        exported[b"void"] = self._void
         exported[b"point"] = self._point
         exported[b"refused"] = lambda: self.out_of_memory
         exported[b"ARRAY"] = bridge.ARRAY
@@ -249,7 +253,10 @@ class Callbacks:
         self.out_of_memory = True
 
     def _interrupted(self) -> bool:
-        return self.out_of_memory or self._interrupted_by() is not None
+        return self.out_of_memory or self.voided or self._interrupted_by() is not None
+
+    def _void(self) -> None:
+        self.voided = True
 
     def _point(self, place: int) -> bool:
         """Turn to a message of a batch; true where it is to be the last."""

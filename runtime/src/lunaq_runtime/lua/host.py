@@ -13,7 +13,10 @@ class Host(Protocol):
         """Ask the live policy (`policy.Policy.allows`)."""
 
     def may_publish(self, queue_id: str) -> bool:
-        """Ask for both rights that a publish to this queue needs: to publish at all, and to it."""
+        """Ask for both rights that a publish to this queue needs: to publish at all, and to it.
+
+        Unlike `can`, this counts no denial.
+        """
 
     def log(self, level: str, message: str, fields: dict[str, Any], logger_name: str) -> None:
         """Write one log record; `level` is `debug`, `info`, `warn` or `error`, `logger_name` may be empty.

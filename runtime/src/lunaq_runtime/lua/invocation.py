@@ -27,6 +27,7 @@ from lunaq_runtime.lua.requests import (
     Single,
     Sleep,
     Streams,
+    Void,
     Wait,
     weight_of,
 )
@@ -45,6 +46,12 @@ OUT_OF_MEMORY = b"not enough memory"
 _NANOSECONDS = 1_000_000_000
 _BESIDE = b"beside"
 """Before an operation: other coroutines go on while it is carried out."""
+_LAST = b"last"
+"""A run has succeeded but for a publish of pairs that it went ahead of."""
+_AHEAD = b"ahead"
+"""A run has ended otherwise, ahead of a publish."""
+_VOID = b"void"
+"""A run that went ahead should have waited."""
 _WAIT = b"wait"
 """Nothing can go on before a reply, or so many nanoseconds."""
 
@@ -64,7 +71,8 @@ class Invocation:
     # Defaults of the class, for one of these is made for each message.
     _error: HandlerError | None = None
     _started = False
-    _finished: Finished | None = None
+    _finished: Finished | Void | None = None
+    _ended: Finished | None = None  # what it has come to, where that depends on a confirm still
     _asked: Request | None = None
     _outstanding: Outstanding | None = None
     _settled = ""
@@ -86,9 +94,11 @@ class Invocation:
         """Make running Lua code raise `error` soon, and a waiting one end at its next step."""
         self._error = self._error or error
 
-    def abort(self, error: HandlerError) -> Finished:
+    def abort(self, error: HandlerError) -> Finished | Void:
         """End it while it waits for a reply: it is never resumed, and its message is released."""
-        if self._finished is None:
+        if self._ended is not None:
+            self._finished = self._finished or Finished(error)
+        elif self._finished is None:
             try:
                 self._state.lua_abandon()
             except Exception as failure:  # noqa: BLE001 - the state is lost, nothing else is to be done
@@ -96,9 +106,15 @@ class Invocation:
             self._finish(error)
         return self._finished or Finished(error)
 
-    def step(self, reply: tuple[Any, ...] = ()) -> Request | Finished:
-        """Run Lua until it needs something or is over; `reply` answers the request before."""
+    def step(self, reply: tuple[Any, ...] = ()) -> Request | Finished | Void:
+        """Run Lua until it needs something or is over; `reply` answers the request before.
+
+        Where that was a publish with an end, Lua has nothing to do with it, and any thread may call this.
+        """
         if self._finished is not None:
+            return self._finished
+        if self._ended is not None:
+            self._finished = self._ended if reply is PUBLISHED else Void()
             return self._finished
         if self._started or self._error:  # else its time has just begun
             ended = self._why_ended()
@@ -114,7 +130,7 @@ class Invocation:
         self._started = True
         self._state.callbacks.begin(self._context, self._why_ended)
 
-    def carry_on(self, outcome: Any) -> Request | Finished:
+    def carry_on(self, outcome: Any) -> Request | Finished | Void:
         """Take over what Lua came to in a batch, as if it were this invocation's first step."""
         try:
             return self._go_on(outcome)
@@ -127,7 +143,7 @@ class Invocation:
             self._error = timeout_error(self._state.handler.timeout)
         return self._error
 
-    def _go_on(self, outcome: Any) -> Request | Finished:
+    def _go_on(self, outcome: Any) -> Request | Finished | Void:
         """Do what Lua came to asks for, until that needs somebody else or it is over."""
         state = self._state
         if isinstance(outcome, Finished):
@@ -144,7 +160,7 @@ class Invocation:
                 word, *arguments = arguments
             operation: _Operation | None = _OPERATIONS.get(word)
             if operation is None:
-                return self._wait(*arguments) if word == _WAIT else self._end(word, arguments)
+                return self._come_to(word, arguments)
             try:
                 answer = operation(self, arguments)
             except BadArgumentError as error:
@@ -161,6 +177,16 @@ class Invocation:
                 continue
             self._asked = answer
             return answer
+
+    def _come_to(self, word: bytes, arguments: list[Any]) -> Request | Finished | Void:
+        """Take what is no operation: nothing more happens in Lua, at least for now."""
+        if word == _LAST:
+            return self._last(arguments)
+        if word == _AHEAD:
+            return self._ahead(arguments)
+        if word == _VOID:
+            return self._take_back()
+        return self._wait(*arguments) if word == _WAIT else self._end(word, *arguments)
 
     def _begin(self) -> Any:
         """Hand over the body; returns what Lua comes to, or Finished where the body cannot be handed over."""
@@ -252,18 +278,64 @@ class Invocation:
         return Sleep(arguments[0] / _NANOSECONDS)
 
     def _publish(self, arguments: list[Any]) -> Publish | HandlerError:
+        return self._check_publish(arguments, self._state.callbacks.warn)
+
+    def _check_publish(self, arguments: list[Any], warn: Callable[[str], None]) -> Publish | HandlerError:
         count, id_type, queue_id, state, refusal, *tokens = arguments
         stream = iter(self._state.callbacks.take_fed(tokens))
         value = take(stream)
         payload = Payload(shown(state), shown(refusal) if refusal else "", value, take(stream))
         call = Call(count, shown(id_type), shown(queue_id or b""))
-        return publishing.check_publish(call, payload, self._state.host.can, self._state.callbacks.warn)
+        return publishing.check_publish(call, payload, self._state.host.can, warn)
 
     def _publish_pairs(self, arguments: list[Any]) -> Publish | HandlerError:
         queue_id, *pairs = arguments
         return publishing.check_pairs(
             queue_id.decode(errors="replace"), bridge.pairs(pairs), self._state.host
         )
+
+    def _last(self, arguments: list[Any]) -> Publish | Void:
+        """Take a publish of pairs that its run went ahead of, and succeeded."""
+        name, *pairs = arguments
+        queue_id = name.decode(errors="replace")
+        if not self._state.host.may_publish(queue_id):
+            return self._take_back()
+        value = bridge.pairs(pairs)
+        return self._went_ahead(Publish(queue_id, value, {}), self._finish(None))
+
+    def _ahead(self, arguments: list[Any]) -> Publish | Void:
+        """Take any publish that its run went ahead of, and what that came to: see `S.with_publish`."""
+        count, word, *rest = arguments
+        asked, verdict = rest[: count - 1], rest[count - 1 :]
+        name = asked[0 if word == _LAST else 2]
+        # Asked first, for the checks count denials, and the same publish comes again.
+        allowed = name is not None and self._state.host.may_publish(name.decode(errors="replace"))
+        if not allowed or verdict[:1] == [b"other"]:
+            return self._take_back()
+        warnings: list[str] = []
+        try:
+            publish = (
+                self._publish_pairs(asked) if word == _LAST else self._check_publish(asked, warnings.append)
+            )
+        except BadArgumentError:
+            return self._take_back()
+        if warnings or not isinstance(publish, Publish):
+            return self._take_back()
+        succeeded = not verdict or verdict[0] is None
+        return self._went_ahead(publish, self._finish(None) if succeeded else self._end(*verdict))
+
+    def _went_ahead(self, publish: Publish, ended: Finished | Void) -> Publish | Void:
+        if isinstance(ended, Void):
+            return ended
+        publish.ended = self._ended = ended
+        self._finished = None
+        return publish
+
+    def _take_back(self, *, state_lost: bool = False) -> Void:
+        """End a run of which nobody has seen anything, and which begins anew."""
+        self._finish(None)
+        self._finished = void = Void(state_lost)
+        return void
 
     def _info(self, arguments: list[Any]) -> Single | HandlerError:
         count, id_type, *rest = arguments
@@ -304,7 +376,7 @@ class Invocation:
 
     # How it ends ----------------------------------------------------------------------------------------
 
-    def _end(self, word: bytes, arguments: list[Any]) -> Finished:
+    def _end(self, word: bytes, *arguments: Any) -> Finished | Void:
         """Judge what the handler returned or raised (lua-api.md 1.6.2)."""
         if word == b"raised":
             return self._raised(*arguments)
@@ -324,9 +396,11 @@ class Invocation:
         failed = with_false and self._state.false_is_failure
         return self._finish(_returned_false() if failed else None)
 
-    def _raised(self, value: Any, trace: bytes, raises: int) -> Finished:
+    def _raised(self, value: Any, trace: bytes, raises: int) -> Finished | Void:
         if value == OUT_OF_MEMORY or self._state.callbacks.out_of_memory:
             return self._finish(self._out_of_memory(), state_lost=True)
+        if self._state.callbacks.voided and self._error is None:
+            return self._take_back(state_lost=raises > 1)
         if raises:
             # Raised more than once, it was caught on the way: whoever caught it may have left a mess.
             return self._finish(self._error, state_lost=raises > 1)

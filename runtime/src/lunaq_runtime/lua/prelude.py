@@ -12,6 +12,7 @@ FILES = (
     "sandbox",
     "serve",
     "scheduler",
+    "ahead",
     "shapes",
     "patterns",
     "strings",

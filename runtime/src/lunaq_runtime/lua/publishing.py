@@ -77,7 +77,10 @@ def check_pairs(queue_id: str, value: dict[Any, Any], host: Host) -> Publish | H
     """Decide on a publish to an ID that is a text, of a table that can be copied, without headers."""
     if host.may_publish(queue_id):
         return Publish(queue_id, value, {})
-    return _no_right_to(queue_id) if host.can(PUBLISH, "") else _no_right()
+    if not host.can(PUBLISH, ""):
+        return _no_right()
+    # The policy may have changed in between.
+    return Publish(queue_id, value, {}) if host.can(PUBLISH_TO, queue_id) else _no_right_to(queue_id)
 
 
 def check_info(call: Call, can: Can) -> Info | HandlerError:

@@ -30,11 +30,14 @@ class Publish:
 
     `value` is plain data (a deep copy), `headers` the collected headers argument, reserved ones already
     dropped. Reply `(True, None)`, or `(None, error)` of kind Internal, retryable, with `reason` in details.
+    `ended` is what a run that went ahead has come to: the outcome once this is confirmed. The Lua state is
+    free already then, and there is nobody to give a reply to; where it is refused, the run is void.
     """
 
     queue_id: str
     value: Any
     headers: dict[str, Any]
+    ended: Finished | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,16 @@ class Finished:
 
     error: HandlerError | None = None
     settled: str = ""
+    state_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """The run went ahead (prelude/ahead.lua) where it should not have: it begins anew, and waits this time.
+
+    Nobody has seen anything of it. `state_lost` as in `Finished`.
+    """
+
     state_lost: bool = False
 
 

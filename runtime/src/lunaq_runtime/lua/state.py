@@ -74,6 +74,7 @@ class LuaState:
         "_convert",
         "_current",
         "_lua",
+        "_lua_run_ahead",
         "_shapes",
         "callbacks",
         "false_is_failure",
@@ -89,6 +90,7 @@ class LuaState:
         "memory",
         "monotonic",
         "pack",
+        "runs_ahead",
     )
 
     def __init__(
@@ -120,6 +122,8 @@ class LuaState:
         self.lua_pending: Callable[[int], Any] = shared[b"pending"]
         self.lua_deliver: Callable[..., None] = shared[b"deliver"]
         self.lua_go_on: Callable[[], Any] = shared[b"go_on"]
+        self._lua_run_ahead: Callable[[bool], None] = shared[b"run_ahead"]
+        self.runs_ahead = False
         self._convert = _converter(runtime, self.memory, shared[b"new_object"])
         self._shapes = Shapes(shared[b"shape"], self._convert, self.memory)
         # Appends a body for `start_batch`; False for one to be started by itself, from which `begin` learns.
@@ -134,6 +138,12 @@ class LuaState:
         if value is None or value is True or value is False:
             return value
         return self._convert(value)
+
+    def run_ahead(self, may: bool) -> None:  # noqa: FBT001 - it is what it says
+        """Let runs from the next one on go ahead of the confirms of their publishes, or not."""
+        if may is not self.runs_ahead:
+            self._lua_run_ahead(may)
+            self.runs_ahead = may
 
     def begin(self, body: Any, size: int | None) -> Any:
         """Start the handler on a body, whose texts have `size` bytes at most, if that is known.
@@ -214,7 +224,7 @@ class LuaState:
             self.pack,
             self.callbacks,
         )
-        del self.lua_pending, self.lua_deliver, self.lua_go_on
+        del self.lua_pending, self.lua_deliver, self.lua_go_on, self._lua_run_ahead
 
     def _shared(self, identity: Identity) -> Any:
         table = self._lua.table_from

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
 
-    from lunaq_runtime.lua.requests import Finished, Request
+    from lunaq_runtime.lua.requests import Finished, Request, Void
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.worker.session import Session
     from lunaq_runtime.worker.slot import Slot
@@ -77,7 +77,7 @@ class Batch:
             self.deliveries.append(delivery)
         return None
 
-    def run(self, now: float) -> Request | Finished:
+    def run(self, now: float) -> Request | Finished | Void:
         """Run it, until one does more than succeed; returns what that one came to.
 
         Left in `deliveries` is what that is the outcome of: the one, or all that succeeded and were

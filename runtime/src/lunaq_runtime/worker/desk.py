@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.lua.requests import Request, Single
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.worker.counters import Counters
+    from lunaq_runtime.worker.pending import Reply
     from lunaq_runtime.worker.requests import Requests
     from lunaq_runtime.worker.session import Session
     from lunaq_runtime.worker.slot import Slot
@@ -89,7 +90,7 @@ class Desk:
     @property
     def lua_memory(self) -> int:
         """Sum the bytes of all Lua states."""
-        return sum(slot.lua_memory for slot in self._slots)
+        return sum(slot.lua_memory for slot in self._slots) + self.lane.ahead.lua_memory
 
     def close(self) -> None:
         """Stop all timers."""
@@ -117,7 +118,8 @@ class Desk:
         for _ in range(len(lane.outcomes)):
             slot, session, delivery, outcome = lane.outcomes.popleft()
             if outcome.__class__ is Publish:  # as most are that are no success
-                if pending := self._pending(slot):
+                answer = lane.resume if outcome.ended is None else lane.confirm
+                if pending := self._pending(slot, answer):
                     self._requests.publish_soon(*slot.traced(outcome, pending.answer))
             else:
                 self._take(slot, session, delivery, outcome)
@@ -233,24 +235,22 @@ class Desk:
 
     # What a handler waits for ---------------------------------------------------------------------------
 
-    def _pending(self, slot: Slot) -> Pending | None:
-        """Make what answers a request of a slot, within the handler's time; None if it is interrupted."""
+    def _pending(self, slot: Slot, answer: Callable[[Slot, Reply], None]) -> Pending | None:
+        """Make what takes the reply to a slot's request, within the handler's time; None if interrupted."""
         if slot.interruption:
             self.lane.resume(slot, slot.interruption)
             return None
         deadline = slot.started + self._timeout
         if deadline < self._timer_at:
             self._look_at(deadline)
-        slot.pending = pending = Pending(slot, self.lane.resume)
+        slot.pending = pending = Pending(slot, answer)
         return pending
 
     def _carry_out(self, slot: Slot, session: Session, delivery: Delivery, request: Request) -> None:
-        pending = self._pending(slot)
+        pending = self._pending(slot, self.lane.resume)
         if pending is None:
             return
         match request:
-            case Publish():
-                self._requests.publish_soon(*slot.traced(request, pending.answer))
             case Sleep(seconds=seconds):
                 pending.work = self._loop.call_later(seconds, pending.wake)
             case Settle(ack=True):

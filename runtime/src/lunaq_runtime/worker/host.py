@@ -60,7 +60,7 @@ class WorkerHost:
         if of is policy and queue_id in known:
             return True
         if not (policy.allows(PUBLISH) and policy.allows(PUBLISH_TO, queue_id)):
-            return self.can(PUBLISH, "") and self.can(PUBLISH_TO, queue_id)  # which counts what is denied
+            return False
         if of is not policy or len(known) > MAX_ANSWERS:
             known = set()
             self._publishable = policy, known

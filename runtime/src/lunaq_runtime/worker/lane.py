@@ -20,9 +20,10 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from lunaq_runtime.lua.requests import SUCCEEDED, Finished, Publish
+from lunaq_runtime.lua.requests import PUBLISHED, SUCCEEDED, Finished, Publish, Void
 from lunaq_runtime.lua.state import NoRoomError
 from lunaq_runtime.retry import Poison
+from lunaq_runtime.worker.ahead import Ahead
 from lunaq_runtime.worker.batch import LONGEST, MOST, Batch
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.worker.slot import Slot
     from lunaq_runtime.worker.stepper import LuaThread, Stepper
 
-    Outcome = Request | Finished | Poison | Exception | object
+    Outcome = Request | Finished | Void | Poison | Exception | object
     """What a step in a slot comes to; an Exception is a defect of ours, an object is `LOST`."""
     Reply = tuple[Any, ...] | HandlerError
 
@@ -71,6 +72,7 @@ class Lane:
         self.session: Session | None = None
         self.outcomes: deque[tuple[Slot, Session, Delivery, Outcome]] = deque()
         self.spent: deque[tuple[int, float]] = deque()
+        self.ahead = Ahead()
         self._loop = loop
         self._stepper = stepper
         self._idle = deque(reversed(slots))  # the one used last is taken first: its memory is in the caches
@@ -78,6 +80,7 @@ class Lane:
         self._resumable: deque[tuple[Slot, Reply]] = deque()
         self._collect = collect
         self._queued = False
+        self._looking = False  # a call on the loop that takes outcomes is due
         self._awaited = False  # the loop waits for the round
         self._rounds: SimpleQueue[None] = SimpleQueue()  # those that have ended
         self._closed = False
@@ -90,7 +93,7 @@ class Lane:
     def schedule(self) -> None:
         """See to it that a thread serves what there is to do."""
         if not self._queued and self._serviceable():
-            self._queued = True
+            self._queued = self._looking = True
             # Later, so that a round has all that this turn of the loop brings.
             self._loop.call_soon(self._begin_round)
 
@@ -99,6 +102,21 @@ class Lane:
         self._resumable.append((slot, reply))
         if not self._queued:
             self.schedule()
+
+    def confirm(self, slot: Slot, reply: Reply) -> None:
+        """Take the reply to a publish that its run went ahead of."""
+        session, delivery = slot.session, slot.delivery
+        if reply is not PUBLISHED or slot.interruption or session is None or delivery is None:
+            self.resume(slot, reply)
+            return
+        self.ahead.was_confirmed()
+        self._take(slot, session, delivery, slot.resume(reply), monotonic())
+        self._idle.append(slot)
+        if not self._queued:
+            self.schedule()
+        if not self._looking:
+            self._looking = True
+            self._loop.call_soon(self.look)
 
     def close(self) -> None:
         """Begin nothing more, and look no more by itself."""
@@ -111,7 +129,9 @@ class Lane:
         if self._closed:
             return
         stepper, rounds = self._stepper, self._rounds
+        self._looking = False
         if not stepper.patient:
+            self.look()
             stepper.put(self)
             return
         while not rounds.empty():
@@ -131,7 +151,7 @@ class Lane:
     def look(self) -> None:
         """Take what outcomes there are, and look again soon if there were any."""
         # Cleared first: what a thread appends from here on is either taken below or calls again.
-        self._called = False
+        self._called = self._looking = False
         if not self._collect():
             self._awake = False
             if not self._collect():
@@ -193,8 +213,8 @@ class Lane:
             outcome = slot.resume(reply)
         except Exception as error:  # noqa: BLE001 - told on the loop
             outcome = error
-        thread.since = now = monotonic()
-        if self._over(slot, session, delivery, outcome, now):
+        thread.since = monotonic()
+        if self._over(slot, session, delivery, outcome, thread):
             # The next one in the same slot, whose memory is in the processor's caches now.
             self._start_in(slot, thread, until)
 
@@ -217,6 +237,7 @@ class Lane:
             self._idle.append(slot)
             return
         unstarted = session.unstarted
+        self.ahead.prepare(slot)
         free = True
         while free and unstarted and not thread.late:
             if slot.most > 1:
@@ -247,7 +268,7 @@ class Lane:
         thread.since = now = monotonic()
         if outcome is SUCCEEDED and now - began < LONGEST / 4:
             slot.most = max(slot.most, 2)
-        return self._over(slot, session, delivery, outcome, now)
+        return self._over(slot, session, delivery, outcome, thread)
 
     def _start_batch(self, slot: Slot, session: Session, thread: LuaThread) -> bool:
         """Run several deliveries in one call; false where the slot is still at work on one of them."""
@@ -283,7 +304,7 @@ class Lane:
         thread.since = now = monotonic()
         if outcome is not SUCCEEDED:
             slot.most = max(1, slot.most // 4)
-            return self._over(slot, session, deliveries[0], outcome, now)
+            return self._over(slot, session, deliveries[0], outcome, thread)
         took = now - began
         if took > LONGEST:
             slot.most = max(1, slot.most // 2)
@@ -307,8 +328,21 @@ class Lane:
         if session.returning:
             self._wake()  # the loop may have handed back all the others by now
 
-    def _over(self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, now: float) -> bool:
+    def _over(
+        self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, thread: LuaThread
+    ) -> bool:
         """Tell the loop of an outcome; false where the slot is still at work on its delivery."""
+        if isinstance(outcome, Void):
+            self.ahead.was_void()
+            slot.release(state_lost=outcome.state_lost)
+            self.ahead.prepare(slot)
+            return self._start_one(slot, session, thread, delivery)
+        free = self._take(slot, session, delivery, outcome, thread.since)
+        if not self._awake:
+            self._wake()
+        return free
+
+    def _take(self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, now: float) -> bool:
         free = True
         if outcome is SUCCEEDED:
             self.spent.append((1, now - slot.started))
@@ -317,6 +351,8 @@ class Lane:
         else:
             if outcome.__class__ is Publish:  # as most are
                 free = False
+                if outcome.ended is not None:
+                    self.ahead.leave(slot, state_lost=outcome.ended.state_lost)
             elif isinstance(outcome, Finished):
                 self.spent.append((1, now - slot.started))
                 slot.release(state_lost=outcome.state_lost)
@@ -327,8 +363,6 @@ class Lane:
             else:
                 free = False  # it is a request, and the slot waits for its reply
             self.outcomes.append((slot, session, delivery, outcome))
-        if not self._awake:
-            self._wake()
         return free
 
     def _wake(self) -> None:

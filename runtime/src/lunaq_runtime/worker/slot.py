@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lunaq_runtime.entries.model import Consumer
-    from lunaq_runtime.lua.requests import Publish, Request
+    from lunaq_runtime.lua.requests import Publish, Request, Void
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.worker.batch import Batch
     from lunaq_runtime.worker.pending import Pending
@@ -37,19 +37,19 @@ logger = logging.getLogger(__name__)
 class Invocation(Protocol):
     """What a slot needs of `lua.state.Invocation`."""
 
-    def step(self, reply: tuple[Any, ...] = ()) -> Request | Finished:
+    def step(self, reply: tuple[Any, ...] = ()) -> Request | Finished | Void:
         """Run Lua until it asks for something or is over."""
 
     def interrupt(self, error: HandlerError) -> None:
         """End the running step soon, from another thread."""
 
-    def abort(self, error: HandlerError) -> Finished:
+    def abort(self, error: HandlerError) -> Finished | Void:
         """End the invocation between steps."""
 
     def begun(self) -> None:
         """Be the one that Lua is at work on."""
 
-    def carry_on(self, outcome: Any) -> Request | Finished:
+    def carry_on(self, outcome: Any) -> Request | Finished | Void:
         """Take over what Lua came to in a batch."""
 
 
@@ -57,6 +57,9 @@ class State(Protocol):
     """What a slot needs of `lua.state.LuaState`."""
 
     memory: Any
+
+    def run_ahead(self, may: bool) -> None:  # noqa: FBT001 - it is what it says
+        """Let runs from the next one on go ahead of the confirms of their publishes, or not."""
 
     def start(self, context: Any, body: Any, size: int | None) -> Invocation:
         """Begin an invocation on a body of `size` bytes; `context` looks like a `lua.host.MessageContext`."""
@@ -79,6 +82,7 @@ class Slot:
     `delivery` is the one in work, of `session`, `started` on the monotonic clock; `pending` is the request
     that the event loop is carrying out for it. An `interruption` holds for all that may still be started.
     `most` is how many deliveries the next batch should have; of a `batch`, any one may be in work.
+    `runs_ahead`: whether runs may go ahead of the confirms of their publishes, see `ahead`.
     """
 
     __slots__ = (
@@ -95,6 +99,7 @@ class Slot:
         "interruption",
         "most",
         "pending",
+        "runs_ahead",
         "session",
         "started",
     )
@@ -113,6 +118,7 @@ class Slot:
         self._known: tuple[Delivery, Any] | None = None
         self.batch: Batch | None = None
         self.most = 1
+        self.runs_ahead = False
         self.pending: Pending | None = None
         self.interruption: HandlerError | None = None
 
@@ -122,11 +128,25 @@ class Slot:
         state = self._state
         return state.memory.seen if state else 0
 
+    @property
+    def stateless(self) -> bool:
+        """Whether it has no Lua state at the moment."""
+        return self._state is None
+
+    def take_state(self, state: State) -> None:
+        """Run in this state from now on."""
+        self._state = state
+
+    def give_state(self) -> State | None:
+        """Let go of the state, which its run is through with."""
+        state, self._state = self._state, None
+        return state
+
     def load(self) -> None:
         """Load the handler; HandlerLoadError says what is wrong with it."""
         self._state = self._make_state()
 
-    def start(self, session: Session, delivery: Delivery, now: float) -> Request | Finished | Poison:
+    def start(self, session: Session, delivery: Delivery, now: float) -> Request | Finished | Void | Poison:
         """Run the handler on a delivery until it asks for something or is over; raises nothing of Lua's."""
         self.started = now  # before `delivery`: the watchdog reads them the other way round
         self.session = session
@@ -145,6 +165,7 @@ class Slot:
             state = self._state
             if state is None:
                 self._state = state = self._make_state()
+            state.run_ahead(self.runs_ahead)
             self._invocation = invocation = state.start(self._context, value, size)
             if self.interruption:
                 return invocation.abort(self.interruption)
@@ -152,7 +173,7 @@ class Slot:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(error)
 
-    def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished:
+    def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished | Void:
         """Go on with the reply to a request, or end with an error instead of one."""
         invocation = self._invocation
         if invocation is None:  # pragma: no cover - only what was started is resumed
@@ -189,6 +210,7 @@ class Slot:
         self.session = batch.session
         self.delivery = batch.deliveries[0]
         self.batch = batch
+        state.run_ahead(self.runs_ahead)
         try:
             place, outcome = state.start_batch(len(batch.deliveries), bodies, size, batch.turn)
         finally:
@@ -210,7 +232,7 @@ class Slot:
         if self.interruption:
             invocation.interrupt(self.interruption)
 
-    def carry_on(self, outcome: Any) -> Request | Finished:
+    def carry_on(self, outcome: Any) -> Request | Finished | Void:
         """Go on with the delivery at which a batch ended; `outcome` is what Lua came to there."""
         invocation = self._invocation
         if invocation is None:  # pragma: no cover - only what was turned to ends a batch

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from lunaq_runtime.entries.model import Consumer
-    from lunaq_runtime.lua.requests import Request
+    from lunaq_runtime.lua.requests import Request, Void
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.spans import Spans
     from lunaq_runtime.worker.session import Session
@@ -33,7 +33,8 @@ class TracedSlot(Slot):
         self._consumer_id = str(consumer.id)
         self._run: Span | None = None
 
-    def start(self, session: Session, delivery: Delivery, now: float) -> Request | Finished | Poison:
+    def start(self, session: Session, delivery: Delivery, now: float) -> Request | Finished | Void | Poison:
+        self.runs_ahead = False  # a span of a publish lies within that of its run
         self._run = self._spans.process(delivery, self._queue_id, self._consumer_id)
         return self._seen(super().start(session, delivery, now))
 
@@ -41,7 +42,7 @@ class TracedSlot(Slot):
         """Start each by itself, for it has a span of its own."""
         return False
 
-    def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished:
+    def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished | Void:
         outcome = super().resume(reply)
         self._seen(outcome)
         return outcome
@@ -57,7 +58,7 @@ class TracedSlot(Slot):
 
         return replace(request, headers=headers | request.headers), ended
 
-    def _seen(self, outcome: Request | Finished | Poison) -> Request | Finished | Poison:
+    def _seen(self, outcome: Request | Finished | Void | Poison) -> Request | Finished | Void | Poison:
         if self._run and isinstance(outcome, (Finished, Poison)):
             if isinstance(outcome, Poison):
                 self._spans.end(self._run, outcome.text, outcome.reason)

@@ -11,6 +11,7 @@ local KEPT <const> = 4096 -- bytes of a message that may stay in memory until th
 local DELIVERY <const>, ASKED <const>, ASKED_COUNT <const>, TOKEN <const>, REPLY <const> = 1, 7, 8, 9, 10
 local SCRATCH <const>, YIELD <const>, TYPE <const>, APPEND_PAIRS <const> = 17, 18, 19, 20
 local MAX_BODY <const>, MAX_VALUES <const>, METATABLE_OF <const>, STRING <const> = 21, 22, 23, 24
+local UNSEEN <const>, AHEAD <const> = 26, 27
 local hot = S.hot -- see scheduler.lua
 hot[YIELD], hot[TYPE], hot[APPEND_PAIRS] = coroutine.yield, type, S.append_pairs
 hot[MAX_BODY], hot[MAX_VALUES] = S.limits.body, S.most_values
@@ -72,7 +73,7 @@ local function publish(...)
   local too_large
   n, too_large = flatten_headers(headers, out, n)
   why = why or too_large
-  return request("publish", count, id_type, id_text, state, why, S.with_tokens(out, n))
+  return S.publish("publish", count, id_type, id_text, state, why, S.with_tokens(out, n))
 end
 
 -- Of one message after the other: filling a new table takes several allocations.
@@ -86,6 +87,9 @@ function queue.publish(...)
   if not hot[DELIVERY] then
     return fail("no context")
   end
+  if hot[AHEAD] then
+    S.show(true) -- the publish before this one comes first
+  end
   local id, data, headers = ...
   if headers == nil and id ~= "" and hot[METATABLE_OF](id) == hot[STRING] and hot[TYPE](data) == "table" then
     -- As most are: nothing is left for Python to check but the rights.
@@ -97,6 +101,11 @@ function queue.publish(...)
     if n and n > 2 then
       out[2] = id
       hot[ASKED], hot[ASKED_COUNT] = out, n
+      if hot[UNSEEN] then
+        out[1], hot[UNSEEN], hot[AHEAD] = "last", false, true
+        return true, nil
+      end
+      out[1] = "publish_pairs"
       local mark, ok, first, second = hot[YIELD](hot[TOKEN])
       if ok and mark == hot[REPLY] then
         return first, second

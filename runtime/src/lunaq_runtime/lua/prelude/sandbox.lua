@@ -17,7 +17,13 @@ local raw_call, point = objects.__call, S.host.point
 
 -- S.index: which message of a batch (scheduler.lua) is being handled. Python hears of it when it is first
 -- called on its behalf, and may answer that this one is to be the last of its batch.
+-- S.waits: what must not happen before a publish is confirmed (ahead.lua).
+local waits = {}
+S.waits = waits
 function S.call(callback, ...)
+  if waits[callback] ~= nil then
+    S.show(waits[callback])
+  end
   if S.index ~= S.pointed then
     S.pointed = S.index
     if raw_call(point, S.index) then

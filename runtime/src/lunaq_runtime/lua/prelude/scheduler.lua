@@ -26,12 +26,14 @@ local SERIAL <const> = 6 -- number of the message last started
 local ASKED <const>, ASKED_COUNT <const> = 7, 8 -- a request, until Python takes it: operation and arguments
 local TOKEN <const>, REPLY <const>, DONE <const> = 9, 10, 11
 local RESUME <const>, UNPACK <const> = 12, 13
-local TURN <const>, SECOND <const>, SECONDS <const> = 14, 15, 16 -- of `on_count`; the others are of queue.lua
+local TURN <const>, SECOND <const>, SECONDS <const> = 14, 15, 16 -- of `on_count`; up to 24 follow those of queue.lua
+-- Of ahead.lua: whether runs may go ahead, whether this one may, and whether it has.
+local MAY_RUN_AHEAD <const>, UNSEEN <const>, AHEAD <const> = 25, 26, 27
 local function token() end -- functions: see serve.lua
 local function reply() end
 -- All at once, so that all of them are in the array.
 local hot = { nil, nil, nil, nil, false, 0, nil, 0, token, reply, S.DONE, raw_resume, unpack, 0, 0, os.time, nil, nil,
-  nil, nil, nil, nil, nil, nil }
+  nil, nil, nil, nil, nil, nil, false, false, false }
 S.hot = hot
 -- A single instruction can take milliseconds (texts of megabytes compared), so the hook comes often, and
 -- looks at the clock only every TURNS times, or when a second has passed.
@@ -79,6 +81,9 @@ local function on_count()
     return
   end
   hot[TURN], hot[SECOND] = 0, now
+  if hot[AHEAD] then
+    S.linger()
+  end
   look()
 end
 
@@ -154,6 +159,7 @@ end
 local function pass(thread, ok, first, ...)
   if ok and first == hot[TOKEN] then
     owned[thread] = true
+    S.may_wait()
     return pass(thread, go_on(thread, raw_yield(first)))
   end
   note_end(thread, ok, first)
@@ -250,6 +256,7 @@ S.answered = answered
 -- Asks Python for something and waits; callers return this as a tail call, so that an error raised here
 -- names the handler's line.
 function S.request(...)
+  S.show(true)
   hot[ASKED], hot[ASKED_COUNT] = { ... }, select("#", ...)
   return answered(raw_yield(hot[TOKEN]))
 end
@@ -278,7 +285,7 @@ end
 -- Starts the handler on `body`, in the coroutine it had for the message before if that one is still good.
 local function handle(body)
   local serial, thread = hot[SERIAL] + 1, hot[IDLE]
-  hot[SERIAL], hot[DELIVERY] = serial, serial
+  hot[SERIAL], hot[DELIVERY], hot[UNSEEN] = serial, serial, hot[MAY_RUN_AHEAD]
   if not thread then
     return handle_anew(body)
   end
@@ -308,6 +315,7 @@ end
 -- Forgets the handler: one that waits is never resumed, its open variables are not closed.
 function S.abandon()
   hot[ROOT], hot[DELIVERY], hot[MANY], hot[ASKED] = nil, nil, nil, nil
+  hot[UNSEEN], hot[AHEAD] = false, false
 end
 local forget = S.abandon
 
@@ -329,11 +337,18 @@ local function verdict(first, second)
 end
 
 local function finished(thread, ok, mark, first, second)
+  local publish, count = hot[AHEAD] and hot[ASKED], hot[ASKED_COUNT]
   forget()
   if not ok then
+    if publish then
+      return S.with_publish(publish, count, "raised", failure(thread, mark))
+    end
     return "raised", failure(thread, mark)
   end
   hot[IDLE] = thread
+  if publish then
+    return S.with_publish(publish, count, verdict(first, second))
+  end
   return verdict(first, second)
 end
 
@@ -355,13 +370,14 @@ function S.start(body, published)
   local hot = hot
   local ok, mark, first, second
   if published then
+    hot[AHEAD] = false
     ok, mark, first, second = hot[RESUME](hot[ROOT], hot[REPLY], true, true)
   else
     local serial, thread = hot[SERIAL] + 1, hot[IDLE]
     if not thread or hot[ENDED] then
       return drive(handle(body))
     end
-    hot[SERIAL], hot[DELIVERY] = serial, serial
+    hot[SERIAL], hot[DELIVERY], hot[UNSEEN] = serial, serial, hot[MAY_RUN_AHEAD]
     hot[ROOT], hot[IDLE] = thread, nil
     ok, mark, first, second = hot[RESUME](thread, body)
   end
@@ -372,9 +388,16 @@ function S.start(body, published)
     hot[ASKED] = nil
     return hot[UNPACK](asked, 1, hot[ASKED_COUNT])
   elseif mark == hot[DONE] and second == nil and (first == nil or first == true) then
-    hot[IDLE] = hot[ROOT]
-    hot[ROOT], hot[DELIVERY] = nil, nil
-    return nil
+    local asked = hot[AHEAD] and hot[ASKED]
+    if not asked then
+      hot[IDLE] = hot[ROOT]
+      hot[ROOT], hot[DELIVERY] = nil, nil
+      return nil
+    elseif asked[1] == "last" then
+      hot[IDLE] = hot[ROOT]
+      hot[ROOT], hot[DELIVERY], hot[ASKED], hot[AHEAD] = nil, nil, nil, false
+      return hot[UNPACK](asked, 1, hot[ASKED_COUNT])
+    end
   end
   return drive(ok, mark, first, second)
 end
@@ -389,12 +412,12 @@ local function run_batch(...)
     local body
     body, at = builders[values[at]](values, at)
     local ok, mark, first, second = handle(body)
-    local several = hot[MANY]
-    if second == nil and (first == nil or first == true) and mark == hot[DONE] and not several then
+    local open = hot[MANY] or hot[AHEAD] -- not over, whatever it returned
+    if second == nil and (first == nil or first == true) and mark == hot[DONE] and not open then
       hot[IDLE] = hot[ROOT]
     else
       local outcome = pack(drive(ok, mark, first, second))
-      if several or outcome[1] ~= nil then
+      if open or outcome[1] ~= nil then
         return outcome
       end
     end
@@ -423,8 +446,13 @@ function S.start_batch(count, ...)
   return nil, index
 end
 
--- Hands a reply to the waiting handler: `ok` false raises the value there.
+-- Hands a reply to the waiting handler: `ok` false raises the value there. One that has run ahead has no use for
+-- what is not the confirm.
 function S.resume(ok, ...)
+  if hot[AHEAD] then
+    forget()
+    return "void"
+  end
   return drive(raw_resume(hot[ROOT], hot[REPLY], ok, ...))
 end
 

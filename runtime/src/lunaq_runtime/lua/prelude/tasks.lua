@@ -24,6 +24,7 @@ local now = S.monotonic
 local function enter()
   local many = hot[MANY]
   if not many then
+    S.show(true)
     local main = { thread = hot[ROOT], run = { children = {}, context = {} } }
     many = {
       main = main,

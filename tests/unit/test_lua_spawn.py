@@ -443,7 +443,7 @@ def test_hundreds_of_coroutines_per_message_leave_nothing_behind():
 def test_a_printed_record_of_a_spawned_coroutine_belongs_to_the_message():
     host = FakeHost()
     state = load(
-        "function handle() coroutine.spawn(function() print('x') end) time.sleep('1ms') end", host=host
+        "function handle() coroutine.spawn(function() print('x') end) time.sleep('1h') end", host=host
     )
     invocation = state.start(MessageContext("id-9"), None)
     assert isinstance(invocation.step(), Sleep)

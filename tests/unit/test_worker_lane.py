@@ -35,17 +35,21 @@ class FakeSlot:
         self.interruption: Any = None
         self.runs_ahead = False
         self.state: Any = None
+        self.ended: Any = None
 
-    @property
-    def stateless(self) -> bool:
-        return self.state is None
+    def prepare(self, spare: list[Any], *, runs_ahead: bool) -> None:
+        self.runs_ahead = runs_ahead
+        if self.state is None and spare:
+            self.state = spare.pop()
 
-    def take_state(self, state: Any) -> None:
-        self.state = state
+    def wait(self, session: Any, delivery: Delivery, started: float, ended: Finished) -> None:
+        self.session, self.delivery, self.started, self.ended = session, delivery, started, ended
 
-    def give_state(self) -> Any:
-        state, self.state = self.state, None
-        return state
+    def leave_state(self, ended: Finished, spare: list[Any]) -> None:
+        self.ended = ended
+        if not ended.state_lost:
+            spare.append(self.state)
+        self.state = None
 
     def pack(self, _delivery: Delivery, _into: list[Any]) -> bool:
         return False
@@ -59,7 +63,7 @@ class FakeSlot:
 
     def release(self, *, state_lost: bool = False) -> None:
         self.lost += state_lost
-        self.session = self.delivery = None
+        self.session = self.delivery = self.ended = None
 
 
 class FakeSession:
@@ -337,17 +341,20 @@ def went_ahead(answer: Any) -> Any:
     return answer if isinstance(answer, Finished) else SUCCEEDED if answer is PUBLISHED else LAST
 
 
-async def test_a_slot_that_waits_for_the_confirm_leaves_its_state_to_the_next_one(stepper: Stepper):
+async def test_those_that_wait_for_confirms_leave_the_state_to_the_next_one(stepper: Stepper):
     rig = Rig(stepper, FakeSession(b"1", b"2"), went_ahead, went_ahead)
-    rig.slots[0].state = "the state"
+    first, second = rig.slots
+    first.state = "the state"
     rig.lane.schedule()
     await rig.until(lambda: len(rig.outcomes) == 2, "both to wait for their confirms")
-    assert [slot.state for slot in rig.slots] == [None, None]
+    # The first one waits where no state is needed, the second one has no other place.
+    assert [(slot, delivery.body) for slot, _, delivery, _ in rig.outcomes] == [(second, b"1"), (first, b"2")]
+    assert (first.state, second.state) == (None, None)
     rig.session.unstarted.extend(FakeSession(b"3").unstarted)
-    rig.lane.confirm(rig.slots[1], PUBLISHED)
+    rig.lane.confirm(second, PUBLISHED)
     await rig.until(lambda: len(rig.outcomes) == 3, "the third")
-    assert rig.done == [b"2"]
-    assert rig.outcomes[2][0] is rig.slots[1]
+    assert rig.done == [b"1"]
+    assert rig.outcomes[2][0] is second
 
 
 async def test_a_state_that_is_lost_is_left_to_nobody(stepper: Stepper):

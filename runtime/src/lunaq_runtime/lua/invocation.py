@@ -72,7 +72,6 @@ class Invocation:
     _error: HandlerError | None = None
     _started = False
     _finished: Finished | Void | None = None
-    _ended: Finished | None = None  # what it has come to, where that depends on a confirm still
     _asked: Request | None = None
     _outstanding: Outstanding | None = None
     _settled = ""
@@ -96,9 +95,7 @@ class Invocation:
 
     def abort(self, error: HandlerError) -> Finished | Void:
         """End it while it waits for a reply: it is never resumed, and its message is released."""
-        if self._ended is not None:
-            self._finished = self._finished or Finished(error)
-        elif self._finished is None:
+        if self._finished is None:
             try:
                 self._state.lua_abandon()
             except Exception as failure:  # noqa: BLE001 - the state is lost, nothing else is to be done
@@ -109,12 +106,9 @@ class Invocation:
     def step(self, reply: tuple[Any, ...] = ()) -> Request | Finished | Void:
         """Run Lua until it needs something or is over; `reply` answers the request before.
 
-        Where that was a publish with an end, Lua has nothing to do with it, and any thread may call this.
+        After a publish with an end the state is another's, and nothing is to be answered.
         """
         if self._finished is not None:
-            return self._finished
-        if self._ended is not None:
-            self._finished = self._ended if reply is PUBLISHED else Void()
             return self._finished
         if self._started or self._error:  # else its time has just begun
             ended = self._why_ended()
@@ -301,34 +295,30 @@ class Invocation:
         if not self._state.host.may_publish(queue_id):
             return self._take_back()
         value = bridge.pairs(pairs)
-        return self._went_ahead(Publish(queue_id, value, {}), self._finish(None))
+        return Publish(queue_id, value, {}, self._finish(None))
 
     def _ahead(self, arguments: list[Any]) -> Publish | Void:
         """Take any publish that its run went ahead of, and what that came to: see `S.with_publish`."""
-        count, word, *rest = arguments
+        count, operation, *rest = arguments
         asked, verdict = rest[: count - 1], rest[count - 1 :]
-        name = asked[0 if word == _LAST else 2]
+        pairs = operation == b"publish_pairs"
+        name = asked[0 if pairs else 2]
         # Asked first, for the checks count denials, and the same publish comes again.
         allowed = name is not None and self._state.host.may_publish(name.decode(errors="replace"))
         if not allowed or verdict[:1] == [b"other"]:
             return self._take_back()
         warnings: list[str] = []
         try:
-            publish = (
-                self._publish_pairs(asked) if word == _LAST else self._check_publish(asked, warnings.append)
-            )
+            publish = self._publish_pairs(asked) if pairs else self._check_publish(asked, warnings.append)
         except BadArgumentError:
             return self._take_back()
         if warnings or not isinstance(publish, Publish):
             return self._take_back()
         succeeded = not verdict or verdict[0] is None
-        return self._went_ahead(publish, self._finish(None) if succeeded else self._end(*verdict))
-
-    def _went_ahead(self, publish: Publish, ended: Finished | Void) -> Publish | Void:
+        ended = self._finish(None) if succeeded else self._end(*verdict)
         if isinstance(ended, Void):
             return ended
-        publish.ended = self._ended = ended
-        self._finished = None
+        publish.ended = ended
         return publish
 
     def _take_back(self, *, state_lost: bool = False) -> Void:

@@ -1,16 +1,17 @@
 """What a lane keeps for handlers that run ahead of the confirms of their publishes (lua/prelude/ahead.lua).
 
-Such a run is over in Lua while its delivery still waits for the confirm in its slot. The slot leaves its
-state here, and the next one takes it: so most handlers that publish run in one state, which stays in the
+Such a run is over in Lua while its delivery still waits for the confirm. It waits in another slot that is
+free, and the state goes on with the next delivery; where no other is free, it waits in its own, which leaves
+the state here for whichever is free next. So most handlers that publish run in one state, which stays in the
 processor's caches, and no message is acked before what was published for it is confirmed.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lunaq_runtime.lua.requests import Finished
     from lunaq_runtime.worker.slot import Slot, State
 
 FIRST_WAITS = 64
@@ -35,18 +36,13 @@ class Ahead:
 
     def prepare(self, slot: Slot) -> None:
         """Give a slot that is about to start a spare state, and tell it whether its runs may go ahead."""
-        if self._spare and slot.stateless:
-            with suppress(IndexError):  # another thread may be faster
-                slot.take_state(self._spare.pop())
-        slot.runs_ahead = not self._waits
+        slot.prepare(self._spare, runs_ahead=not self._waits)
         if self._waits:
             self._waits -= 1
 
-    def leave(self, slot: Slot, *, state_lost: bool) -> None:
-        """Take the state of a slot whose run is over in Lua."""
-        state = slot.give_state()
-        if state is not None and not state_lost:
-            self._spare.append(state)
+    def leave(self, slot: Slot, ended: Finished) -> None:
+        """Take the state of a slot whose run is over in Lua, and came to this."""
+        slot.leave_state(ended, self._spare)
 
     def was_void(self) -> None:
         """Have runs wait for a while."""

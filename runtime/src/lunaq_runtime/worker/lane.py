@@ -105,13 +105,14 @@ class Lane:
 
     def confirm(self, slot: Slot, reply: Reply) -> None:
         """Take the reply to a publish that its run went ahead of."""
-        session, delivery = slot.session, slot.delivery
+        session, delivery, ended = slot.session, slot.delivery, slot.ended
         if reply is not PUBLISHED or slot.interruption or session is None or delivery is None:
             self.resume(slot, reply)
             return
         self.ahead.was_confirmed()
-        self._take(slot, session, delivery, slot.resume(reply), monotonic())
-        self._idle.append(slot)
+        self._take(slot, session, delivery, ended, monotonic())
+        # Taken after those that have a state.
+        self._idle.appendleft(slot)
         if not self._queued:
             self.schedule()
         if not self._looking:
@@ -351,8 +352,15 @@ class Lane:
         else:
             if outcome.__class__ is Publish:  # as most are
                 free = False
-                if outcome.ended is not None:
-                    self.ahead.leave(slot, state_lost=outcome.ended.state_lost)
+                if (ended := outcome.ended) is not None:
+                    try:
+                        other = self._idle.popleft()
+                    except IndexError:
+                        self.ahead.leave(slot, ended)
+                    else:
+                        other.wait(session, delivery, slot.started, ended)
+                        slot.release(state_lost=ended.state_lost)
+                        slot, free = other, True
             elif isinstance(outcome, Finished):
                 self.spent.append((1, now - slot.started))
                 slot.release(state_lost=outcome.state_lost)

@@ -8,13 +8,14 @@ trusted) is made again for the next run.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lunaq_runtime import codecs
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
-from lunaq_runtime.lua.requests import Finished
+from lunaq_runtime.lua.requests import PUBLISHED, Finished, Void
 from lunaq_runtime.retry import DECODE_ERROR, TOO_LARGE, Poison
 from lunaq_runtime.trace_context import PARENT, carried
 from lunaq_runtime.worker.context import DeliveryContext
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lunaq_runtime.entries.model import Consumer
-    from lunaq_runtime.lua.requests import Publish, Request, Void
+    from lunaq_runtime.lua.requests import Publish, Request
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.worker.batch import Batch
     from lunaq_runtime.worker.pending import Pending
@@ -82,7 +83,8 @@ class Slot:
     `delivery` is the one in work, of `session`, `started` on the monotonic clock; `pending` is the request
     that the event loop is carrying out for it. An `interruption` holds for all that may still be started.
     `most` is how many deliveries the next batch should have; of a `batch`, any one may be in work.
-    `runs_ahead`: whether runs may go ahead of the confirms of their publishes, see `ahead`.
+    `runs_ahead`: whether runs may go ahead of the confirms of their publishes, see `ahead`; `ended` is what
+    one that did has come to, once its publish is confirmed.
     """
 
     __slots__ = (
@@ -96,6 +98,7 @@ class Slot:
         "_state",
         "batch",
         "delivery",
+        "ended",
         "interruption",
         "most",
         "pending",
@@ -119,6 +122,7 @@ class Slot:
         self.batch: Batch | None = None
         self.most = 1
         self.runs_ahead = False
+        self.ended: Finished | None = None
         self.pending: Pending | None = None
         self.interruption: HandlerError | None = None
 
@@ -128,19 +132,26 @@ class Slot:
         state = self._state
         return state.memory.seen if state else 0
 
-    @property
-    def stateless(self) -> bool:
-        """Whether it has no Lua state at the moment."""
-        return self._state is None
+    def prepare(self, spare: list[State], *, runs_ahead: bool) -> None:
+        """Take one of the spare states where it has none, and know how to start."""
+        if self._state is None and spare:
+            with suppress(IndexError):  # another thread may be faster
+                self._state = spare.pop()
+        self.runs_ahead = runs_ahead
 
-    def take_state(self, state: State) -> None:
-        """Run in this state from now on."""
-        self._state = state
+    def wait(self, session: Session, delivery: Delivery, started: float, ended: Finished) -> None:
+        """Be at work on a delivery whose run, in another slot, went ahead and has come to this."""
+        self.started = started
+        self.session = session
+        self.delivery = delivery
+        self.ended = ended
 
-    def give_state(self) -> State | None:
-        """Let go of the state, which its run is through with."""
+    def leave_state(self, ended: Finished, spare: list[State]) -> None:
+        """Let go of the state, in which the run has come to this end; unless it is lost, it is spare now."""
         state, self._state = self._state, None
-        return state
+        self.ended = ended
+        if state is not None and not ended.state_lost:
+            spare.append(state)
 
     def load(self) -> None:
         """Load the handler; HandlerLoadError says what is wrong with it."""
@@ -174,7 +185,12 @@ class Slot:
             return self._failed(error)
 
     def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished | Void:
-        """Go on with the reply to a request, or end with an error instead of one."""
+        """Go on with the reply to a request, or end with an error instead of one.
+
+        Where the run is over in Lua, it is not gone on with, and this may be called on the event loop.
+        """
+        if self.ended is not None:
+            return self._told(self.ended, reply)
         invocation = self._invocation
         if invocation is None:  # pragma: no cover - only what was started is resumed
             raise RuntimeError("a slot was resumed that had not been started")
@@ -186,6 +202,13 @@ class Slot:
             return invocation.step(reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(error)
+
+    def _told(self, ended: Finished, reply: tuple[Any, ...] | HandlerError) -> Finished | Void:
+        """Tell what a run that went ahead has come to, by the reply to its publish."""
+        error = self.interruption or (reply if isinstance(reply, HandlerError) else None)
+        if error is not None:
+            return Finished(error)
+        return ended if reply is PUBLISHED else Void()
 
     def pack(self, delivery: Delivery, into: list[Any]) -> bool:
         """Append a delivery's body to those for `run_batch`; False where it has to be started by itself."""
@@ -252,7 +275,7 @@ class Slot:
 
     def release(self, *, state_lost: bool = False) -> None:
         """Be free for another delivery."""
-        self.delivery = self.session = self._invocation = None
+        self.delivery = self.session = self._invocation = self.ended = None
         if state_lost:
             self._state = None
 

@@ -8,8 +8,8 @@
 -- but for the handler itself in its globals. `worker/ahead.py` decides whether a run may.
 local S = ...
 
-local call, host, look, answered = S.call, S.host, S.look, S.answered
-local match, next, pack, unpack, select = string.match, next, table.pack, table.unpack, select
+local call, host, look, answered, sethook = S.call, S.host, S.look, S.answered, S.sethook
+local match, next, pack, unpack, move, select = string.match, next, table.pack, table.unpack, table.move, select
 local raw_yield, isyieldable = coroutine.yield, coroutine.isyieldable
 local hot = S.hot -- see scheduler.lua
 local ENDED <const>, ASKED <const>, ASKED_COUNT <const>, TOKEN <const> = 5, 7, 8, 9
@@ -38,12 +38,12 @@ function S.run_ahead(may)
   hot[MAY_RUN_AHEAD] = may
 end
 
--- Ends a run that is ahead and should have waited; it raises, and nobody can catch it.
+-- Ends a run that is ahead and should have waited: the next instruction raises, and nobody can catch it.
 local function void()
   hot[AHEAD], hot[ASKED] = false, nil
   call(host.void)
   hot[ENDED] = true
-  look()
+  sethook(look, "", 1)
 end
 
 -- Comes before a run that is ahead waits, or a coroutine that waits in it yields.
@@ -65,9 +65,6 @@ end
 function S.show(seen)
   if hot[AHEAD] then
     S.may_wait()
-    if hot[ASKED][1] == "last" then
-      hot[ASKED][1] = "publish_pairs"
-    end
     answered(raw_yield(hot[TOKEN]))
   end
   if seen then
@@ -86,14 +83,10 @@ function S.publish(...)
 end
 
 -- Puts the publish that is still to be confirmed before what its run has come to: "ahead", how many values the
--- publish has, these, and the rest.
+-- publish has with its operation, these, and the rest.
 function S.with_publish(asked, count, ...)
-  local out, rest = { "ahead", count }, pack(...)
-  for i = 1, count do
-    out[i + 2] = asked[i]
-  end
-  for i = 1, rest.n do
-    out[count + 2 + i] = rest[i]
-  end
-  return unpack(out, 1, count + 2 + rest.n)
+  local rest = pack(...)
+  local out = move(asked, 1, count, 3, { "ahead", count })
+  move(rest, 1, rest.n, 3 + count, out)
+  return unpack(out, 1, 2 + count + rest.n)
 end

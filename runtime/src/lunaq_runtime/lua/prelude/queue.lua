@@ -102,10 +102,9 @@ function queue.publish(...)
       out[2] = id
       hot[ASKED], hot[ASKED_COUNT] = out, n
       if hot[UNSEEN] then
-        out[1], hot[UNSEEN], hot[AHEAD] = "last", false, true
+        hot[UNSEEN], hot[AHEAD] = false, true
         return true, nil
       end
-      out[1] = "publish_pairs"
       local mark, ok, first, second = hot[YIELD](hot[TOKEN])
       if ok and mark == hot[REPLY] then
         return first, second

@@ -29,6 +29,7 @@ local RESUME <const>, UNPACK <const> = 12, 13
 local TURN <const>, SECOND <const>, SECONDS <const> = 14, 15, 16 -- of `on_count`; up to 24 follow those of queue.lua
 -- Of ahead.lua: whether runs may go ahead, whether this one may, and whether it has.
 local MAY_RUN_AHEAD <const>, UNSEEN <const>, AHEAD <const> = 25, 26, 27
+local SCRATCH <const> = 17 -- where queue.lua puts the values of a publish of pairs
 local function token() end -- functions: see serve.lua
 local function reply() end
 -- All at once, so that all of them are in the array.
@@ -393,10 +394,10 @@ function S.start(body, published)
       hot[IDLE] = hot[ROOT]
       hot[ROOT], hot[DELIVERY] = nil, nil
       return nil
-    elseif asked[1] == "last" then
+    elseif asked == hot[SCRATCH] then
       hot[IDLE] = hot[ROOT]
       hot[ROOT], hot[DELIVERY], hot[ASKED], hot[AHEAD] = nil, nil, nil, false
-      return hot[UNPACK](asked, 1, hot[ASKED_COUNT])
+      return "last", hot[UNPACK](asked, 2, hot[ASKED_COUNT])
     end
   end
   return drive(ok, mark, first, second)

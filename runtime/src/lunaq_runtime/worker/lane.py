@@ -104,14 +104,14 @@ class Lane:
             self.schedule()
 
     def confirm(self, slot: Slot, reply: Reply) -> None:
-        """Take the reply to a publish that its run went ahead of."""
+        """Take the reply to a publish that its run went ahead of (`ahead`): mostly the confirm, its end."""
         session, delivery, ended = slot.session, slot.delivery, slot.ended
         if reply is not PUBLISHED or slot.interruption or session is None or delivery is None:
             self.resume(slot, reply)
             return
         self.ahead.was_confirmed()
         self._take(slot, session, delivery, ended, monotonic())
-        # Taken after those that have a state.
+        # Taken last: the one that ran has the state that is in the caches.
         self._idle.appendleft(slot)
         if not self._queued:
             self.schedule()
@@ -332,7 +332,7 @@ class Lane:
     def _over(
         self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, thread: LuaThread
     ) -> bool:
-        """Tell the loop of an outcome; false where the slot is still at work on its delivery."""
+        """Take an outcome in a thread, and have the loop look; false where the slot is still at work."""
         if isinstance(outcome, Void):
             self.ahead.was_void()
             slot.release(state_lost=outcome.state_lost)
@@ -344,6 +344,7 @@ class Lane:
         return free
 
     def _take(self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, now: float) -> bool:
+        """Leave an outcome for the loop; false where the slot is still at work on its delivery."""
         free = True
         if outcome is SUCCEEDED:
             self.spent.append((1, now - slot.started))

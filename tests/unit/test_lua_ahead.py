@@ -13,7 +13,9 @@ from lunaq_runtime.lua.errors import INTERNAL, HandlerError
 from lunaq_runtime.lua.prelude import source_of
 from lunaq_runtime.lua.requests import PUBLISHED, SUCCEEDED, Finished, Publish, Sleep, Void, Wait
 from lunaq_runtime.lua.state import LuaState, MessageContext
-from lunaq_runtime.policy import PUBLISH, PUBLISH_TO
+from lunaq_runtime.policy import PUBLISH, PUBLISH_TO, Policy
+from lunaq_runtime.worker import Counters
+from lunaq_runtime.worker.host import WorkerHost
 
 LAST = "queue.publish('app:out', {n = 1})"
 
@@ -275,6 +277,19 @@ def test_a_publish_that_is_not_allowed_makes_it_void_and_is_denied_once():
     state.run_ahead(False)
     assert start(state).step() is SUCCEEDED
     assert host.printed() == ["PermissionDenied"]
+
+
+@pytest.mark.parametrize("headers", ["", ", {h = 1}"])
+@pytest.mark.parametrize("policy", [Policy(publish=True), Policy(publish_to=("app:out",))])
+def test_a_denial_is_counted_once_however_often_the_handler_had_to_run(policy: Policy, headers: str):
+    counters = Counters()
+    host: Any = WorkerHost(lambda: policy, counters)
+    state = ahead(f"queue.publish('app:out', {{n = 1}}{headers})", host)
+    assert start(state).step() == Void()
+    assert not counters.denials.counts()
+    state.run_ahead(False)
+    assert start(state).step() is SUCCEEDED
+    assert list(counters.denials.counts().values()) == [1]
 
 
 def test_memory_that_runs_out_after_the_publish_is_what_the_run_came_to():

@@ -75,12 +75,8 @@ def check_publish(
 
 def check_pairs(queue_id: str, value: dict[Any, Any], host: Host) -> Publish | HandlerError:
     """Decide on a publish to an ID that is a text, of a table that can be copied, without headers."""
-    if host.may_publish(queue_id):
-        return Publish(queue_id, value, {})
-    if not host.can(PUBLISH, ""):
-        return _no_right()
-    # The policy may have changed in between.
-    return Publish(queue_id, value, {}) if host.can(PUBLISH_TO, queue_id) else _no_right_to(queue_id)
+    refused = None if host.may_publish(queue_id) else _check_target(Call(2, "string", queue_id), host.can)
+    return refused or Publish(queue_id, value, {})
 
 
 def check_info(call: Call, can: Can) -> Info | HandlerError:

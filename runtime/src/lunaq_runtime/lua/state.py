@@ -1,4 +1,4 @@
-"""One sandboxed Lua state per concurrency slot; the worker makes them and starts invocations in them.
+"""Sandboxed Lua states, at most one per slot; the worker makes them and starts invocations in them.
 
 A state handles one message at a time. Its globals and module-level locals survive between messages. It may
 be used from any thread, by one at a time; `Invocation.interrupt` alone may be called from another.
@@ -75,6 +75,7 @@ class LuaState:
         "_current",
         "_lua",
         "_lua_run_ahead",
+        "_runs_ahead",
         "_shapes",
         "callbacks",
         "false_is_failure",
@@ -90,7 +91,6 @@ class LuaState:
         "memory",
         "monotonic",
         "pack",
-        "runs_ahead",
     )
 
     def __init__(
@@ -123,7 +123,7 @@ class LuaState:
         self.lua_deliver: Callable[..., None] = shared[b"deliver"]
         self.lua_go_on: Callable[[], Any] = shared[b"go_on"]
         self._lua_run_ahead: Callable[[bool], None] = shared[b"run_ahead"]
-        self.runs_ahead = False
+        self._runs_ahead = False
         self._convert = _converter(runtime, self.memory, shared[b"new_object"])
         self._shapes = Shapes(shared[b"shape"], self._convert, self.memory)
         # Appends a body for `start_batch`; False for one to be started by itself, from which `begin` learns.
@@ -141,9 +141,9 @@ class LuaState:
 
     def run_ahead(self, may: bool) -> None:  # noqa: FBT001 - it is what it says
         """Let runs from the next one on go ahead of the confirms of their publishes, or not."""
-        if may is not self.runs_ahead:
+        if may is not self._runs_ahead:
             self._lua_run_ahead(may)
-            self.runs_ahead = may
+            self._runs_ahead = may
 
     def begin(self, body: Any, size: int | None) -> Any:
         """Start the handler on a body, whose texts have `size` bytes at most, if that is known.

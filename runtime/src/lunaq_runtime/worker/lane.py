@@ -352,16 +352,10 @@ class Lane:
             session.succeeded.append(delivery)
         else:
             if outcome.__class__ is Publish:  # as most are
-                free = False
-                if (ended := outcome.ended) is not None:
-                    try:
-                        other = self._idle.popleft()
-                    except IndexError:
-                        self.ahead.leave(slot, ended)
-                    else:
-                        other.wait(session, delivery, slot.started, ended)
-                        slot.release(state_lost=ended.state_lost)
-                        slot, free = other, True
+                ran_in = slot
+                if outcome.ended is not None:
+                    slot = self._wait(ran_in, session, delivery, outcome.ended)
+                free = slot is not ran_in
             elif isinstance(outcome, Finished):
                 self.spent.append((1, now - slot.started))
                 slot.release(state_lost=outcome.state_lost)
@@ -373,6 +367,17 @@ class Lane:
                 free = False  # it is a request, and the slot waits for its reply
             self.outcomes.append((slot, session, delivery, outcome))
         return free
+
+    def _wait(self, slot: Slot, session: Session, delivery: Delivery, ended: Finished) -> Slot:
+        """Have a delivery wait whose run in `slot` went ahead; tells where, in another one if one is free."""
+        try:
+            other = self._idle.popleft()
+        except IndexError:
+            self.ahead.leave(slot, ended)
+            return slot
+        other.wait(session, delivery, slot.started, ended)
+        slot.release(state_lost=ended.state_lost)
+        return other
 
     def _wake(self) -> None:
         if not self._awake:

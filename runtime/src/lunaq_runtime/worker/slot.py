@@ -1,8 +1,8 @@
-"""A concurrency slot: one Lua state, and the run of one delivery in it at a time.
+"""A concurrency slot: a place for one delivery in work, with a Lua state unless its run is over (`ahead`).
 
-`lane` calls `start`, `resume` and `release` in a Lua thread, one at a time; `interrupt` and the reading of
-attributes are the event loop's. A state that was lost (out of memory, interrupted where it cannot be
-trusted) is made again for the next run.
+`lane` calls `start`, `resume` and `release` in a Lua thread, one at a time, and `release` on the event loop
+where only a confirm was waited for; `interrupt` and the reading of attributes are the loop's. A state that
+was lost (out of memory, interrupted where it cannot be trusted) is made again for the next run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lunaq_runtime import codecs
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
-from lunaq_runtime.lua.requests import PUBLISHED, Finished, Void
+from lunaq_runtime.lua.requests import Finished, Void
 from lunaq_runtime.retry import DECODE_ERROR, TOO_LARGE, Poison
 from lunaq_runtime.trace_context import PARENT, carried
 from lunaq_runtime.worker.context import DeliveryContext
@@ -187,10 +187,11 @@ class Slot:
     def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished | Void:
         """Go on with the reply to a request, or end with an error instead of one.
 
-        Where the run is over in Lua, it is not gone on with, and this may be called on the event loop.
+        A run that went ahead comes here only if its publish was not confirmed, and Lua is not asked.
         """
         if self.ended is not None:
-            return self._told(self.ended, reply)
+            error = self.interruption or (reply if isinstance(reply, HandlerError) else None)
+            return Finished(error) if error else Void()
         invocation = self._invocation
         if invocation is None:  # pragma: no cover - only what was started is resumed
             raise RuntimeError("a slot was resumed that had not been started")
@@ -202,13 +203,6 @@ class Slot:
             return invocation.step(reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(error)
-
-    def _told(self, ended: Finished, reply: tuple[Any, ...] | HandlerError) -> Finished | Void:
-        """Tell what a run that went ahead has come to, by the reply to its publish."""
-        error = self.interruption or (reply if isinstance(reply, HandlerError) else None)
-        if error is not None:
-            return Finished(error)
-        return ended if reply is PUBLISHED else Void()
 
     def pack(self, delivery: Delivery, into: list[Any]) -> bool:
         """Append a delivery's body to those for `run_batch`; False where it has to be started by itself."""

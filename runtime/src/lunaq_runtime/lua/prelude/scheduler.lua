@@ -337,20 +337,21 @@ local function verdict(first, second)
   return "other", type(second), first == false
 end
 
-local function finished(thread, ok, mark, first, second)
-  local publish, count = hot[AHEAD] and hot[ASKED], hot[ASKED_COUNT]
-  forget()
+local function ended(thread, ok, mark, first, second)
   if not ok then
-    if publish then
-      return S.with_publish(publish, count, "raised", failure(thread, mark))
-    end
     return "raised", failure(thread, mark)
   end
   hot[IDLE] = thread
-  if publish then
-    return S.with_publish(publish, count, verdict(first, second))
-  end
   return verdict(first, second)
+end
+
+local function finished(...)
+  local publish, count = hot[AHEAD] and hot[ASKED], hot[ASKED_COUNT]
+  forget()
+  if publish then
+    return S.with_publish(publish, count, ended(...))
+  end
+  return ended(...)
 end
 
 -- Takes what the handler's coroutine was resumed to, and tells what is to be done about it: nil for success, or a

@@ -674,12 +674,16 @@ async def test_a_consumer_comes_back_when_its_queue_is_deleted_and_declared_agai
 
     await eventually(stopped, "the subscription to notice")
     subscription.settle(ack=[old])
-    await broker.declare(topology_of(emails(broker)))
+
+    async def declared() -> bool:
+        await broker.declare(topology_of(emails(broker)))
+        return True
 
     async def back() -> bool:
         return subscription.active and (await broker.queue_info(NAME)).consumers == 1
 
-    # RabbitMQ 4.3 may close the connection while it makes a quorum queue anew.
+    # RabbitMQ 4.3 may close the connection while a quorum queue goes, and while it is made anew.
+    await eventually(declared, "the queue to be declared again", retry_on=(BrokerError,))
     await eventually(back, "the subscription to come back", retry_on=(BrokerError,))
     await broker.publish(message(b"new"))
     new = (await inbox.have(2))[1]

@@ -21,8 +21,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 # for then its input ends. Meanwhile bash reaps what is orphaned to it.
 _INIT = """
 set -e
-mkdir -p /var/lib/cni
-for folder in /run /var/lib/cni /var/log; do mount -t tmpfs tmpfs $folder; done
+mkdir -p /var/lib/cni /var/lib/kubelet
+for folder in /run /var/lib/cni /var/lib/kubelet /var/log; do mount -t tmpfs tmpfs $folder; done
 mount --make-rshared /
 ip link set lo up
 sysctl -qw net.ipv4.ip_forward=1

@@ -658,9 +658,14 @@ async def test_settling_at_once_before_the_consumer_is_confirmed_is_not_lost(pee
     await until(lambda: connection.settled == [("ack", b"1")], "the ack")
 
 
+def tap_of(broker: AmqpBroker) -> Tap:
+    assert broker._link is not None
+    return broker._link.tap
+
+
 def least(broker: AmqpBroker) -> int:
     """Tell for how many bytes the kernel wakes us."""
-    transport = broker._link.tap._transport  # type: ignore[union-attr]
+    transport = tap_of(broker)._transport
     assert transport is not None
     size: int = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
     return size
@@ -685,6 +690,21 @@ async def test_a_busy_connection_is_read_in_larger_pieces_until_an_answer_is_wai
     async with asyncio.timeout(20):
         await broker.publish(message(b"out"))
     assert least(broker) == 1
+
+
+@pytest.mark.parametrize("by", ["us", "the broker"])
+async def test_no_socket_is_left_open_once_a_connection_is_gone(peer: Peer, broker: AmqpBroker, by: str):
+    """The tap has a socket of its own to the same connection: the broker would not see the end of it."""
+    tap, link = tap_of(broker), broker._link
+    own = tap._socket
+    assert own is not None
+    assert link is not None
+    if by == "us":
+        await broker.close()
+    else:
+        peer.last.abort()
+    await link.lost.wait()
+    await until(lambda: own.fileno() == -1, "the socket's end")
 
 
 async def test_a_connection_whose_rest_is_always_ended_by_publishes_does_not_rest(

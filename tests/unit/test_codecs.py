@@ -87,6 +87,17 @@ def test_a_msgpack_body_decodes_by_its_content_type_on_a_json_queue() -> None:
     assert codecs.decode(msgpack.packb([1, "two"]), "application/msgpack", "json") == [1, "two"]
 
 
+def test_decoders_for_lua_are_those_of_the_codec_and_made_up_content_types_are_not_all_remembered() -> None:
+    decoders = codecs.DecodersForLua("json")
+    packed, _ = codecs.encode({"n": 1}, "msgpack")
+    for number in range(1000):
+        assert decoders[f"text/{number}"](b'{"n": 1}') == {"n": 1}
+        assert decoders["application/msgpack"](packed) == {"n": 1}
+    assert decoders[None](b"[2]") == [2]
+    assert len(decoders) <= 256
+    assert codecs.DecodersForLua("raw")["application/json"](b"[2]") == "[2]"
+
+
 def test_text_that_the_codec_cannot_decode_is_an_error_and_not_a_nil() -> None:
     with pytest.raises(codecs.CodecError, match="the body is not JSON"):
         codecs.decode(b"hello", "text/plain", "json")

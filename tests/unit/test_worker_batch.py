@@ -85,13 +85,13 @@ async def test_what_turns_out_to_run_by_itself_is_decoded_once(
     stage: Stage, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ):
     decoded: list[bytes] = []
-    decode = codecs.decoder_for_lua(None, "json")
+    decode = codecs._decode_json_for_lua
 
     def noted(body: bytes) -> Any:
         decoded.append(body)
         return decode(body)
 
-    monkeypatch.setattr(codecs, "decoder_for_lua", lambda *_: noted)
+    monkeypatch.setattr(codecs, "_decode_json_for_lua", noted)
     bodies: dict[str, Any] = {f"m{n}": [n] for n in range(60)}
     run = await stage.start_on(bodies, "function handle(b) end", concurrency=1, prefetch=100)
     await run.seen("ack", "m59")

@@ -32,6 +32,7 @@ class FakeSlot:
         self.started = 0.0
         self.lost = 0
         self.most = 1
+        self.decoders: dict[Any, Any] = {}
         self.interruption: Any = None
         self.runs_ahead = False
         self.state: Any = None
@@ -51,8 +52,8 @@ class FakeSlot:
             spare.append(self.state)
         self.state = None
 
-    def pack(self, _delivery: Delivery, _into: list[Any]) -> bool:
-        return False
+    def packer(self) -> None:
+        return None
 
     def start(self, session: Any, delivery: Delivery, now: float) -> Any:
         self.session, self.delivery, self.started = session, delivery, now

@@ -59,6 +59,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 HEAVY = 512 * 1024
 """Bytes from which on a body is weighed before it is decoded."""
 
+_MOST_TYPES = 256
 _ENTRY, _TABLE = 16, 56
 """Bytes that an entry of a Lua table needs at least, and an empty table."""
 
@@ -131,13 +132,22 @@ def decode(body: bytes, content_type: str | None, codec: str) -> Any:
     return _DECODERS[_codec_for(content_type, codec)](body)
 
 
-@lru_cache(maxsize=256)
-def decoder_for_lua(content_type: str | None, codec: str) -> Callable[[bytes], Any]:
-    """Find what decodes like `decode`, but may leave an integer of JSON that needs 64 bits and no sign as it
-    is: who hands values to Lua (`lua.bridge`) looks anyway.
+class DecodersForLua(dict[str | None, "Callable[[bytes], Any]"]):
+    """By content type, what decodes like `decode`; found when first looked up.
+
+    It may leave an integer of JSON that needs 64 bits and no sign as it is: who hands values to Lua
+    (`lua.bridge`) looks anyway.
     """
-    found = _codec_for(content_type, codec)
-    return _decode_json_for_lua if found == JSON else _DECODERS[found]
+
+    def __init__(self, codec: str) -> None:
+        self._codec = codec
+
+    def __missing__(self, content_type: str | None) -> Callable[[bytes], Any]:
+        if len(self) >= _MOST_TYPES:
+            self.clear()
+        found = _codec_for(content_type, self._codec)
+        decoder = self[content_type] = _decode_json_for_lua if found == JSON else _DECODERS[found]
+        return decoder
 
 
 def _codec_for(content_type: str | None, codec: str) -> str:

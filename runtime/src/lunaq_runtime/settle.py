@@ -41,6 +41,7 @@ class Settler:
     def __init__(
         self, broker: Broker, report: Callable[[str], None], *, no_ack: bool = False, label: str = ""
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._broker = broker
         self._report = report
         self._no_ack = no_ack
@@ -147,7 +148,7 @@ class Settler:
         """Wait until at most `but` deliveries are held."""
         if self.held <= but:
             return
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self._loop.create_future()
         self._waiters.append((but, waiter))
         await waiter
 
@@ -252,7 +253,7 @@ class Settler:
     def _schedule_flush(self) -> None:
         if not self._flushing:
             self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Send what one turn of the loop has gathered, in one call."""
@@ -274,7 +275,7 @@ class Settler:
         self._waiters = [(but, waiter) for but, waiter in self._waiters if not waiter.done()]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

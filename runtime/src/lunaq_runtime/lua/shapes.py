@@ -59,9 +59,11 @@ class Shapes:
         if body.__class__ is not dict or not (shape := self._known.get(tuple(body))):
             return False
         try:
-            into += (shape[1], *self.arguments(body))
+            values = self.arguments(body)
         except ValueError:
             return False
+        into.append(shape[1])
+        into += values
         return True
 
     def shape(self, body: dict[Any, Any]) -> Shape | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from lunaq_runtime.codecs import CodecError
 from lunaq_runtime.lua.requests import SUCCEEDED
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     PutBack = Callable[[Session, list[Delivery]], None]
     """Takes what is to wait again."""
 
-MOST = 16
+MOST = 32
 """Deliveries of a batch."""
 
 LONGEST = 0.001
@@ -59,22 +60,32 @@ class Batch:
 
     def gather(self, unstarted: deque[Delivery]) -> Delivery | None:
         """Take what can run in one call; returns the first one if that must be started by itself."""
-        pack, bodies = self._slot.pack, self._bodies
+        slot, bodies, deliveries = self._slot, self._bodies, self.deliveries
+        decoders, pack = slot.decoders, slot.packer()
         take = unstarted.popleft
-        for _ in range(self._slot.most):
+        for _ in range(slot.most):
             try:
                 delivery = take()
             except IndexError:
                 break
-            size = self._size + len(delivery.body)
-            if size > HEAVIEST or not pack(delivery, bodies):
-                if not self.deliveries:
-                    return delivery
-                # Its turn comes after those that are gathered, however far they get.
-                self._put_back(self.session, [delivery])
-                break
-            self._size = size
-            self.deliveries.append(delivery)
+            body = delivery.body
+            size = self._size + len(body)
+            if pack and size <= HEAVIEST:
+                try:
+                    value = decoders[delivery.content_type](body)
+                except CodecError:
+                    pass
+                else:
+                    if pack(value, bodies):
+                        self._size = size
+                        deliveries.append(delivery)
+                        continue
+                    slot.know(delivery, value)
+            if not deliveries:
+                return delivery
+            # Its turn comes after those that are gathered, however far they get.
+            self._put_back(self.session, [delivery])
+            break
         return None
 
     def run(self, now: float) -> Request | Finished | Void:

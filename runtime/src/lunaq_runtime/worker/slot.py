@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lunaq_runtime.worker.pending import Pending
     from lunaq_runtime.worker.session import Session
 
+    Pack = Callable[[Any, list[Any]], bool]
     Answer = Callable[[tuple[Any, ...]], None]
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Slot:
         "_memory_limit",
         "_state",
         "batch",
+        "decoders",
         "delivery",
         "ended",
         "interruption",
@@ -110,6 +112,7 @@ class Slot:
     def __init__(self, consumer: Consumer, codec: str, make_state: Callable[[], State]) -> None:
         self._label = f"consumer {consumer.id}"
         self._codec = codec
+        self.decoders = codecs.DecodersForLua(codec)
         self._memory_limit = consumer.handler.memory_limit
         self._make_state = make_state
         self._context = DeliveryContext(consumer, self)
@@ -204,19 +207,17 @@ class Slot:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run only
             return self._failed(error)
 
-    def pack(self, delivery: Delivery, into: list[Any]) -> bool:
-        """Append a delivery's body to those for `run_batch`; False where it has to be started by itself."""
+    def packer(self) -> Pack | None:
+        """Give what appends a decoded body to those for `run_batch`; None where nothing can be appended.
+
+        It returns False for what has to be started by itself.
+        """
         state = self._state
-        if state is None or self.interruption or len(delivery.body) >= codecs.HEAVY:
-            return False
-        try:
-            value = codecs.decoder_for_lua(delivery.content_type, self._codec)(delivery.body)
-        except codecs.CodecError:
-            return False
-        if state.pack(value, into):
-            return True
+        return None if state is None or self.interruption else state.pack
+
+    def know(self, delivery: Delivery, value: Any) -> None:
+        """Keep what a body was decoded to, for a start of its delivery."""
         self._known = delivery, value
-        return False
 
     def run_batch(self, batch: Batch, bodies: list[Any], size: int, now: float) -> tuple[int, Any]:
         """Run the handler on one body after the other: see `lua.state.LuaState.start_batch`."""
@@ -287,12 +288,12 @@ class Slot:
         codecs.check_weight(body, delivery.content_type, self._codec, self._memory_limit)
 
     def _decoded(self, delivery: Delivery) -> Any:
-        """Decode a body, unless `pack` has just done so; CodecError."""
+        """Decode a body, unless it is known; CodecError."""
         if self._known is not None:
             known, self._known = self._known, None
             if known[0] is delivery:
                 return known[1]
-        return codecs.decoder_for_lua(delivery.content_type, self._codec)(delivery.body)
+        return self.decoders[delivery.content_type](delivery.body)
 
     def _failed(self, error: Exception) -> Finished:
         # Whatever broke, it is not the message's loss: the run counts as failed.

@@ -61,18 +61,22 @@ class AmqpDelivery(Delivery):
     @property
     def content_type(self) -> str | None:
         head, at = self._head, self._at
-        if not head[at - 2] & _CONTENT_TYPE:
-            return None
-        raw = head[at + 1 : at + 1 + head[at]]
-        return _known.get(raw) or _remembered(raw)
+        try:
+            # With the flags, which say whether there is one at all.
+            return _known[head[at - 2 : at + 1 + head[at]]]
+        except (KeyError, IndexError):
+            return _content_type(head, at)
 
     def _exchange_at(self) -> int:
         return _TAG_AT + 1 + self._head[_TAG_AT] + 9
 
 
-def _remembered(raw: bytes) -> str:
+def _content_type(head: bytes, at: int) -> str | None:
     """Decode a content type, and remember it: there are few, unless somebody makes them up."""
+    if not head[at - 2] & _CONTENT_TYPE:
+        return None
     if len(_known) >= _MOST_KNOWN:
         _known.clear()
-    text = _known[raw] = raw.decode("utf-8", "replace")
+    end = at + 1 + head[at]
+    text = _known[head[at - 2 : end]] = head[at + 1 : end].decode("utf-8", "replace")
     return text

@@ -50,6 +50,7 @@ class Intake:
         prefetch: int,
         on_deliveries: Callable[[list[Delivery]], None],
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._tap = tap
         self._channel = channel
         self._queue = queue
@@ -86,7 +87,7 @@ class Intake:
         RabbitMQ tells nobody when a settlement is applied. After many at once, closing the channel right away
         would put settled messages of a quorum queue back (seen on 3.10: 12 in 12 closes), hence the wait.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         if self.open and self._settlements.unsaid:
             self._said = loop.create_future()
             await asyncio.wait([self._said], timeout=seconds)
@@ -122,7 +123,7 @@ class Intake:
                 return
             frames = self._settlements.frames()
             self._tap.write(frames, answer=False)
-            now = asyncio.get_running_loop().time()
+            now = self._loop.time()
             if now - self._said_at > LINGER:
                 self._said_lately = 0
             self._said_at = now

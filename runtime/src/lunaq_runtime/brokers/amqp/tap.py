@@ -9,6 +9,7 @@ what aiormq writes. Made by `link`, one for each connection; `subscription` and 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,7 +77,9 @@ class Tap(TransportFactory):
         self._scanner = Scanner()
         self._consumers: dict[int, tuple[list[Record], DeliveryListener | None]] = {}
         self._publishers: dict[int, tuple[list[Event], ConfirmListener | None]] = {}
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
         self._reader: asyncio.StreamReader | None = None
         self._paused = False
         self._broken = False
@@ -100,7 +103,7 @@ class Tap(TransportFactory):
         self, url: URL, *, ssl_context_provider: SSLContextProvider | None = None, **options: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect; aiormq calls it. `options` are those of `loop.create_connection`."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         tls = None
         if url.scheme == "amqps" and ssl_context_provider is not None:
             tls = await ssl_context_provider.get_context()
@@ -110,6 +113,9 @@ class Tap(TransportFactory):
             lambda: protocol, url.host or "localhost", url.port or 5672, ssl=tls, **options
         )
         self._transport = transport
+        if not transport.is_closing():
+            # One of our own, closed by `lost`: uvloop would make a new object for each option that is set.
+            self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def agree(self, frame_max: int) -> None:
@@ -169,7 +175,7 @@ class Tap(TransportFactory):
         if self._restless:
             self._restless -= 1
         elif self._resting is None and self._wake_for(min(max(size, PIECE), MOST_PIECE)):
-            self._resting = asyncio.get_running_loop().call_later(REST, self._read_on)
+            self._resting = self._loop.call_later(REST, self._read_on)
 
     def received(self, data: bytes) -> bytes:
         """Take what the socket brought and return what is aiormq's; raises nothing."""
@@ -199,6 +205,9 @@ class Tap(TransportFactory):
 
     def lost(self) -> None:
         """Tell everybody that the connection is gone."""
+        if self._socket:
+            self._socket.close()
+            self._socket = None
         self._lose()
         self.changed()
 
@@ -215,11 +224,10 @@ class Tap(TransportFactory):
 
     def _wake_for(self, size: int) -> bool:
         """Ask the kernel to wake us for so many bytes; false where it cannot."""
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if self._socket is None:
             return False
         try:
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
         except OSError:
             return False
         return True
@@ -266,7 +274,7 @@ class Tap(TransportFactory):
     def _sign_of_life(self) -> bytes:
         if not (self._consumers or self._publishers):
             return b""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if now - self._last_sign < _SIGN_OF_LIFE:
             return b""
         self._last_sign = now

@@ -54,6 +54,9 @@ _MAX_HOLES = 65_536
 _LEAST_DEEP = 2 * MAX_DEPTH  # bytes: each level is opened and closed
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 19
+# As numbers: looking for one byte takes no time, which counting, or looking for two, does.
+_POINT, _BRACKET = ord("."), ord("[")
+_whole = re.compile(rb"\.0").search
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 HEAVY = 512 * 1024
@@ -191,7 +194,7 @@ def _decode_json(body: bytes) -> Any:
 
 def _may_be_deep(body: bytes) -> bool:
     """Whether JSON of more than `_LEAST_DEEP` bytes may nest deeper than it should."""
-    return body.count(b"[") + body.count(b"{") > MAX_DEPTH
+    return (_BRACKET in body and body.count(b"[")) + body.count(b"{") > MAX_DEPTH
 
 
 def _decode_msgpack(body: bytes) -> Any:
@@ -254,7 +257,7 @@ def _encode_json(value: Any) -> bytes:
         raise CodecError(f"the message does not encode as JSON: {error}") from None
     if len(body) > _LEAST_DEEP and _may_be_deep(body):
         _check(value, "the message", 0)
-    if b".0" in body:
+    if _POINT in body and _whole(body):
         body = orjson.dumps(_whole_floats(value), default=_default)
     return body
 

@@ -15,7 +15,7 @@ from lunaq_runtime.limits import MAX_DEPTH
 from lunaq_runtime.lua.errors import HandlerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _MAX_INTEGER = 2**63 - 1
 _MIN_INTEGER = -(2**63)
@@ -67,16 +67,17 @@ def take(tokens: Iterator[Any]) -> Any:
     return table
 
 
-def pairs(values: list[Any]) -> dict[Any, Any]:
+def pairs(values: Sequence[Any]) -> dict[Any, Any]:
     """Build a table of its keys, Lua strings, and their values: Lua strings, numbers and booleans."""
     each = iter(values)
+    table: dict[Any, Any] = {}
     try:
-        return {
-            key.decode(): item.decode() if (item := next(each)).__class__ is bytes else item for key in each
-        }
+        for key, item in zip(each, each, strict=True):
+            table[key.decode()] = item.decode() if item.__class__ is bytes else item
     except UnicodeDecodeError:
         plain = [text(value) if value.__class__ is bytes else value for value in values]
         return dict(zip(plain[::2], plain[1::2], strict=True))
+    return table
 
 
 def to_lua(value: Any, table: Callable[[Any], Any], new_object: Callable[[], Any]) -> Any:

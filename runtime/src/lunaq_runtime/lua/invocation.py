@@ -139,11 +139,15 @@ class Invocation:
 
     def _go_on(self, outcome: Any) -> Request | Finished | Void:
         """Do what Lua came to asks for, until that needs somebody else or it is over."""
-        state = self._state
-        if isinstance(outcome, Finished):
-            return outcome
+        last = outcome.__class__ is tuple and outcome[0] == _LAST  # as most have who publish
+        if last and not self._state.callbacks.out_of_memory:
+            return self._last(outcome)
+        return outcome if isinstance(outcome, Finished) else self._carry_out(outcome)
+
+    def _carry_out(self, outcome: Any) -> Request | Finished | Void:
+        callbacks = self._state.callbacks
         while True:
-            if state.callbacks.out_of_memory:
+            if callbacks.out_of_memory:
                 # It was refused a value and may have come to its end before the count hook could end it.
                 return self._finish(self._out_of_memory(), state_lost=True)
             if outcome is None:
@@ -174,8 +178,6 @@ class Invocation:
 
     def _come_to(self, word: bytes, arguments: list[Any]) -> Request | Finished | Void:
         """Take what is no operation: nothing more happens in Lua, at least for now."""
-        if word == _LAST:
-            return self._last(arguments)
         if word == _AHEAD:
             return self._ahead(arguments)
         if word == _VOID:
@@ -288,14 +290,12 @@ class Invocation:
             queue_id.decode(errors="replace"), bridge.pairs(pairs), self._state.host
         )
 
-    def _last(self, arguments: list[Any]) -> Publish | Void:
+    def _last(self, outcome: tuple[Any, ...]) -> Publish | Void:
         """Take a publish of pairs that its run went ahead of, and succeeded."""
-        name, *pairs = arguments
-        queue_id = name.decode(errors="replace")
+        queue_id = outcome[1].decode("utf-8", "replace")
         if not self._state.host.may_publish(queue_id):
             return self._take_back()
-        value = bridge.pairs(pairs)
-        return Publish(queue_id, value, {}, self._finish(None))
+        return Publish(queue_id, bridge.pairs(outcome[2:]), {}, self._finish(None))
 
     def _ahead(self, arguments: list[Any]) -> Publish | Void:
         """Take any publish that its run went ahead of, and what that came to: see `S.with_publish`."""

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lunaq_runtime.lua import bridge, publishing
-from lunaq_runtime.lua.bridge import shown, take
+from lunaq_runtime.lua.bridge import shown
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, TIMEOUT, HandlerError
 from lunaq_runtime.lua.memory import size_of
-from lunaq_runtime.lua.modules import http
-from lunaq_runtime.lua.publishing import BadArgumentError, Call, Payload
+from lunaq_runtime.lua.operations import OPERATIONS, check_publish, check_publish_pairs
+from lunaq_runtime.lua.publishing import BadArgumentError
 from lunaq_runtime.lua.requests import (
     PUBLISHED,
     SUCCEEDED,
     Finished,
-    HttpClose,
     Outstanding,
     Publish,
     Request,
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from lunaq_runtime.lua.state import LuaState
 
 logger = logging.getLogger(__name__)
-
-_Operation = Callable[["Invocation", list[Any]], "Single | Settle | HandlerError"]
 
 OUT_OF_MEMORY = b"not enough memory"
 """What Lua raises at its memory limit; not a HandlerError, for that would need memory."""
@@ -66,7 +62,10 @@ def timeout_error(seconds: float) -> HandlerError:
 
 
 class Invocation:
-    """Runs the handler of `state` on `body`, of `size` bytes if known; its time limit counts from now."""
+    """Runs the handler of `state` on `body`, of `size` bytes if known; its time limit counts from now.
+
+    `settled` is `ack` or `nack` once the handler has settled, `streams` are what it has open over HTTP.
+    """
 
     # Defaults of the class, for one of these is made for each message.
     _error: HandlerError | None = None
@@ -74,11 +73,11 @@ class Invocation:
     _finished: Finished | Void | None = None
     _asked: Request | None = None
     _outstanding: Outstanding | None = None
-    _settled = ""
-    _streams: Streams | None = None
+    settled = ""
+    streams: Streams | None = None
 
     def __init__(self, state: LuaState, context: MessageContext, body: Any, size: int | None) -> None:
-        self._state = state
+        self.state = state
         self._context = context
         self._body = body
         self._size = size
@@ -87,7 +86,7 @@ class Invocation:
     @property
     def remaining(self) -> float:
         """Seconds left of the handler's time limit; negative once it is exceeded."""
-        return self._deadline - self._state.monotonic()
+        return self._deadline - self.state.monotonic()
 
     def interrupt(self, error: HandlerError) -> None:
         """Make running Lua code raise `error` soon, and a waiting one end at its next step."""
@@ -97,7 +96,7 @@ class Invocation:
         """End it while it waits for a reply: it is never resumed, and its message is released."""
         if self._finished is None:
             try:
-                self._state.lua_abandon()
+                self.state.lua_abandon()
             except Exception as failure:  # noqa: BLE001 - the state is lost, nothing else is to be done
                 return self._finish(self._crash(failure), state_lost=True)
             self._finish(error)
@@ -122,7 +121,7 @@ class Invocation:
     def begun(self) -> None:
         """Be the one that Lua is at work on, started by `LuaState.start_batch`."""
         self._started = True
-        self._state.callbacks.begin(self._context, self._why_ended)
+        self.state.callbacks.begin(self._context, self._why_ended)
 
     def carry_on(self, outcome: Any) -> Request | Finished | Void:
         """Take over what Lua came to in a batch, as if it were this invocation's first step."""
@@ -133,19 +132,19 @@ class Invocation:
 
     def _why_ended(self) -> HandlerError | None:
         """Tell why running code must end; called by the count hook, too."""
-        if self._error is None and self._deadline <= self._state.monotonic():
-            self._error = timeout_error(self._state.handler.timeout)
+        if self._error is None and self._deadline <= self.state.monotonic():
+            self._error = timeout_error(self.state.handler.timeout)
         return self._error
 
     def _go_on(self, outcome: Any) -> Request | Finished | Void:
         """Do what Lua came to asks for, until that needs somebody else or it is over."""
         last = outcome.__class__ is tuple and outcome[0] == _LAST  # as most have who publish
-        if last and not self._state.callbacks.out_of_memory:
+        if last and not self.state.callbacks.out_of_memory:
             return self._last(outcome)
         return outcome if isinstance(outcome, Finished) else self._carry_out(outcome)
 
     def _carry_out(self, outcome: Any) -> Request | Finished | Void:
-        callbacks = self._state.callbacks
+        callbacks = self.state.callbacks
         while True:
             if callbacks.out_of_memory:
                 # It was refused a value and may have come to its end before the count hook could end it.
@@ -156,7 +155,7 @@ class Invocation:
             beside = word == _BESIDE
             if beside:
                 word, *arguments = arguments
-            operation: _Operation | None = _OPERATIONS.get(word)
+            operation = OPERATIONS.get(word)
             if operation is None:
                 return self._come_to(word, arguments)
             try:
@@ -171,7 +170,7 @@ class Invocation:
             if beside and not isinstance(answer, Settle):
                 tag = self._put(answer)
                 self._make_room(())
-                outcome = self._state.lua_pending(tag)
+                outcome = self.state.lua_pending(tag)
                 continue
             self._asked = answer
             return answer
@@ -187,7 +186,7 @@ class Invocation:
     def _begin(self) -> Any:
         """Hand over the body; returns what Lua comes to, or Finished where the body cannot be handed over."""
         self._started = True
-        state = self._state
+        state = self.state
         state.callbacks.begin(self._context, self._why_ended)
         body, self._body = self._body, None
         try:
@@ -199,10 +198,10 @@ class Invocation:
         """Hand over the reply to what was asked; returns what Lua comes to."""
         if reply is PUBLISHED:
             self._make_room(True)
-            return self._state.lua_start(None, True)
+            return self.state.lua_start(None, True)
         asked = self._asked
         if asked is None:
-            return self._state.lua_go_on()
+            return self.state.lua_go_on()
         if not isinstance(asked, Wait):
             return self._resume(True, *self._to_lua(asked, reply))
         for tag, each in reply:
@@ -210,8 +209,8 @@ class Invocation:
             if request is not None:
                 values = self._to_lua(request, each)
                 self._make_room(tuple(values))
-                self._state.lua_deliver(tag, *values)
-        return self._state.lua_go_on()
+                self.state.lua_deliver(tag, *values)
+        return self.state.lua_go_on()
 
     def _put(self, request: Single) -> int:
         """Add a request that is carried out while other coroutines go on."""
@@ -222,18 +221,18 @@ class Invocation:
         outstanding.new[tag] = outstanding.asked[tag] = request
         # What it takes is Python's: a handler that spawns without end is to meet its own memory limit.
         outstanding.weights[tag] = weight = weight_of(request)
-        self._state.memory.lower(weight)
+        self.state.memory.lower(weight)
         return tag
 
     def _take_away(self, outstanding: Outstanding, tag: int) -> Single | None:
         """Forget a request that is answered, or that nobody waits for; None if it was forgotten before."""
-        self._state.memory.lower(-outstanding.weights.pop(tag, 0))
+        self.state.memory.lower(-outstanding.weights.pop(tag, 0))
         return outstanding.asked.pop(tag, None)
 
     def _wait(self, nanoseconds: int | None = None) -> Request:
         """Ask for a wait; without an outstanding request it is just a sleep."""
         seconds = None if nanoseconds is None else nanoseconds / _NANOSECONDS
-        outstanding, dropped = self._outstanding, self._state.callbacks.dropped
+        outstanding, dropped = self._outstanding, self.state.callbacks.dropped
         if outstanding is not None:
             for tag in dropped:
                 self._take_away(outstanding, tag)
@@ -247,14 +246,14 @@ class Invocation:
 
     def _resume(self, *arguments: Any) -> Any:
         self._make_room(arguments)
-        return self._state.lua_resume(*arguments)
+        return self.state.lua_resume(*arguments)
 
     def _make_room(self, value: Any) -> None:
         """Raise MemoryError where handing over `value` would go beyond the limit."""
-        memory = self._state.memory
+        memory = self.state.memory
         if value.__class__ is tuple:
             memory.burden(value)
-        if self._state.callbacks.out_of_memory or not memory.fit(size_of(value)):
+        if self.state.callbacks.out_of_memory or not memory.fit(size_of(value)):
             raise MemoryError
 
     def _to_lua(self, asked: Request, reply: tuple[Any, ...]) -> list[Any]:
@@ -265,35 +264,15 @@ class Invocation:
         elif isinstance(asked, Settle):
             for value in reply:
                 if isinstance(value, HandlerError) and not value.contexts:
-                    value.contexts = (f"{self._settled} failed",)
-        return [value if isinstance(value, HandlerError) else self._state.to_lua(value) for value in reply]
+                    value.contexts = (f"{self.settled} failed",)
+        return [value if isinstance(value, HandlerError) else self.state.to_lua(value) for value in reply]
 
-    # What the prelude yields ----------------------------------------------------------------------------
-
-    def _sleep(self, arguments: list[Any]) -> Sleep:
-        return Sleep(arguments[0] / _NANOSECONDS)
-
-    def _publish(self, arguments: list[Any]) -> Publish | HandlerError:
-        return self._check_publish(arguments, self._state.callbacks.warn)
-
-    def _check_publish(self, arguments: list[Any], warn: Callable[[str], None]) -> Publish | HandlerError:
-        count, id_type, queue_id, state, refusal, *tokens = arguments
-        stream = iter(self._state.callbacks.take_fed(tokens))
-        value = take(stream)
-        payload = Payload(shown(state), shown(refusal) if refusal else "", value, take(stream))
-        call = Call(count, shown(id_type), shown(queue_id or b""))
-        return publishing.check_publish(call, payload, self._state.host.can, warn)
-
-    def _publish_pairs(self, arguments: list[Any]) -> Publish | HandlerError:
-        queue_id, *pairs = arguments
-        return publishing.check_pairs(
-            queue_id.decode(errors="replace"), bridge.pairs(pairs), self._state.host
-        )
+    # Ahead of a publish ---------------------------------------------------------------------------------
 
     def _last(self, outcome: tuple[Any, ...]) -> Publish | Void:
         """Take a publish of pairs that its run went ahead of, and succeeded."""
         queue_id = outcome[1].decode("utf-8", "replace")
-        if not self._state.host.may_publish(queue_id):
+        if not self.state.host.may_publish(queue_id):
             return self._take_back()
         return Publish(queue_id, bridge.pairs(outcome[2:]), {}, self._finish(None))
 
@@ -304,12 +283,15 @@ class Invocation:
         pairs = operation == b"publish_pairs"
         name = asked[0 if pairs else 2]
         # Asked first, for the checks count denials, and the same publish comes again.
-        allowed = name is not None and self._state.host.may_publish(name.decode(errors="replace"))
+        allowed = name is not None and self.state.host.may_publish(name.decode(errors="replace"))
         if not allowed or verdict[:1] == [b"other"]:
             return self._take_back()
         warnings: list[str] = []
         try:
-            publish = self._publish_pairs(asked) if pairs else self._check_publish(asked, warnings.append)
+            if pairs:
+                publish = check_publish_pairs(self.state, asked)
+            else:
+                publish = check_publish(self.state, asked, warnings.append)
         except BadArgumentError:
             return self._take_back()
         if warnings or not isinstance(publish, Publish):
@@ -327,43 +309,6 @@ class Invocation:
         self._finished = void = Void(state_lost)
         return void
 
-    def _info(self, arguments: list[Any]) -> Single | HandlerError:
-        count, id_type, *rest = arguments
-        return publishing.check_info(
-            Call(count, shown(id_type), shown(rest[0] or b"") if rest else ""), self._state.host.can
-        )
-
-    def _ack(self, _arguments: list[Any]) -> Settle:
-        self._settled = "ack"
-        return Settle(ack=True)
-
-    def _nack(self, _arguments: list[Any]) -> Settle:
-        self._settled = "nack"
-        return Settle(ack=False)
-
-    def _http(self, arguments: list[Any]) -> Single | HandlerError:
-        return self._http_calls(http.check_call, arguments)
-
-    def _http_batch(self, arguments: list[Any]) -> Single | HandlerError:
-        return self._http_calls(http.check_batch, arguments)
-
-    def _http_calls(self, check: Any, arguments: list[Any]) -> Single | HandlerError:
-        callbacks = self._state.callbacks
-        self._streams = self._streams or Streams()
-        try:
-            return cast("Single", check(callbacks, self._streams, callbacks.value(tuple(arguments))))
-        except HandlerError as error:
-            return error
-
-    def _http_read(self, arguments: list[Any]) -> Single | HandlerError:
-        try:
-            return http.check_read(*arguments)
-        except HandlerError as error:
-            return error
-
-    def _http_close(self, arguments: list[Any]) -> Single:
-        return HttpClose(arguments[0])
-
     # How it ends ----------------------------------------------------------------------------------------
 
     def _end(self, word: bytes, *arguments: Any) -> Finished | Void:
@@ -373,23 +318,23 @@ class Invocation:
         if word == b"deadlock":
             return self._finish(HandlerError(shown(arguments[0]), INTERNAL, retryable=False))
         if word == b"false":
-            return self._finish(_returned_false() if self._state.false_is_failure else None)
+            return self._finish(_returned_false() if self.state.false_is_failure else None)
         if word == b"error":
             return self._finish(arguments[0])
         if word == b"text":
             return self._finish(HandlerError(shown(arguments[0]), INTERNAL, retryable=False))
         kind, with_false = arguments
-        self._state.callbacks.warn(
+        self.state.callbacks.warn(
             f"the handler's second return value is a {shown(kind)}, which is no error:"
             " return nil and an error of errors.new, or a text"
         )
-        failed = with_false and self._state.false_is_failure
+        failed = with_false and self.state.false_is_failure
         return self._finish(_returned_false() if failed else None)
 
     def _raised(self, value: Any, trace: bytes, raises: int) -> Finished | Void:
-        if value == OUT_OF_MEMORY or self._state.callbacks.out_of_memory:
+        if value == OUT_OF_MEMORY or self.state.callbacks.out_of_memory:
             return self._finish(self._out_of_memory(), state_lost=True)
-        if self._state.callbacks.voided and self._error is None:
+        if self.state.callbacks.voided and self._error is None:
             return self._take_back(state_lost=raises > 1)
         if raises:
             # Raised more than once, it was caught on the way: whoever caught it may have left a mess.
@@ -401,16 +346,16 @@ class Invocation:
         return self._finish(HandlerError(text, INTERNAL, frames=frames))
 
     def _finish(self, error: HandlerError | None, *, state_lost: bool = False) -> Finished:
-        if self._streams is not None:
-            self._streams.close()
+        if self.streams is not None:
+            self.streams.close()
         if self._outstanding is not None:
             self._outstanding.close()
-            self._state.callbacks.dropped.clear()
-            self._state.memory.lower(-sum(self._outstanding.weights.values()))
+            self.state.callbacks.dropped.clear()
+            self.state.memory.lower(-sum(self._outstanding.weights.values()))
             self._outstanding.weights.clear()
-        self._state.finished()
-        plain = error is None and not self._settled and not state_lost
-        self._finished = finished = SUCCEEDED if plain else Finished(error, self._settled, state_lost)
+        self.state.finished()
+        plain = error is None and not self.settled and not state_lost
+        self._finished = finished = SUCCEEDED if plain else Finished(error, self.settled, state_lost)
         return finished
 
     def _failed(self, failure: Exception) -> Finished:
@@ -421,7 +366,7 @@ class Invocation:
         return self._finish(self._crash(failure), state_lost=True)
 
     def _out_of_memory(self) -> HandlerError:
-        limit = self._state.handler.memory_limit
+        limit = self.state.handler.memory_limit
         return HandlerError(
             f"the handler needs more than its memory limit of {limit} bytes: raise `memoryLimit`",
             INTERNAL,
@@ -430,24 +375,10 @@ class Invocation:
         )
 
     def _crash(self, failure: BaseException) -> HandlerError:
-        if self._state.callbacks.out_of_memory:
+        if self.state.callbacks.out_of_memory:
             return self._out_of_memory()
         return HandlerError(f"internal error: {type(failure).__name__}: {failure}", INTERNAL, retryable=True)
 
 
 def _returned_false() -> HandlerError:
     return HandlerError("the handler returned false", INTERNAL)
-
-
-_OPERATIONS: dict[bytes, _Operation] = {
-    b"sleep": Invocation._sleep,  # noqa: SLF001 - the table belongs to the class
-    b"publish": Invocation._publish,  # noqa: SLF001
-    b"publish_pairs": Invocation._publish_pairs,  # noqa: SLF001
-    b"info": Invocation._info,  # noqa: SLF001
-    b"ack": Invocation._ack,  # noqa: SLF001
-    b"nack": Invocation._nack,  # noqa: SLF001
-    b"http": Invocation._http,  # noqa: SLF001
-    b"http_batch": Invocation._http_batch,  # noqa: SLF001
-    b"http_read": Invocation._http_read,  # noqa: SLF001
-    b"http_close": Invocation._http_close,  # noqa: SLF001
-}

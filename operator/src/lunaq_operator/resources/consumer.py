@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 from lunaq_operator import names
 from lunaq_operator.resources.fields import Fields, SpecError
 from lunaq_operator.resources.meta import Ref, Resource, read_meta, read_ref
 from lunaq_runtime.ids import Id
+from lunaq_runtime.networks import check_private_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -213,13 +213,10 @@ def _read_modules(fields: Fields) -> tuple[str, ...] | None:
 def _read_http_client(fields: Fields) -> HttpClient:
     ranges = fields.texts("privateRanges", most=64)
     for at, text in enumerate(ranges):
-        path = f"{fields.at('privateRanges')}[{at}]"
         try:
-            network = ip_network(text)
+            check_private_range(text)
         except ValueError as error:
-            raise SpecError(path, f"{error}: write a network such as 10.0.0.0/8") from error
-        if network.is_link_local:
-            raise SpecError(path, f"{text} is link-local, which http_client never connects to")
+            raise SpecError(f"{fields.at('privateRanges')}[{at}]", str(error)) from error
     _refuse_twice(fields.at("privateRanges"), ranges)
     return HttpClient(ranges)
 

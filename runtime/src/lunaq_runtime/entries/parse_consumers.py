@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_network
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lunaq_runtime import durations
+from lunaq_runtime import durations, networks
 from lunaq_runtime.entries.model import Consumer, Function, Handler
 
 if TYPE_CHECKING:
@@ -106,12 +105,9 @@ def _ranges(entry: Entry) -> tuple[str, ...]:
     ranges = tuple(entry.values["lunaq"]["httpClient"]["privateRanges"])
     for text in ranges:
         try:
-            network = ip_network(text)
+            networks.check_private_range(text)
         except ValueError as error:
-            entry.place.error(field, f"{error}: write a network such as 10.0.0.0/8")
-        else:
-            if network.is_link_local:
-                entry.place.error(field, f"{text} is link-local, which http_client never connects to")
+            entry.place.error(field, str(error))
     return ranges
 
 

@@ -46,9 +46,9 @@ class Queues:
         """Count the consumers."""
         return (await self._channel.queue_declare(queue, passive=True)).consumer_count or 0
 
-    async def empty(self, queue: str) -> None:
-        """Throw away what is ready."""
-        await self._channel.queue_purge(queue)
+    async def empty(self, queue: str) -> int:
+        """Throw away what is ready, and count it."""
+        return (await self._channel.queue_purge(queue)).message_count or 0
 
 
 class Running:
@@ -87,11 +87,20 @@ class Running:
 
 
 async def progress(running: Running, queues: Queues, queue: str, count: int, *, fills: bool) -> Result:
-    """Measure from the first few messages to the last: `fills` tells whether `queue` grows to `count`."""
+    """Measure from the first few messages to the last: `fills` tells whether `queue` takes or gives them.
+
+    What has come in is counted and thrown away, as if somebody consumed it. A queue that grows to 80,000 is
+    no steady state: RabbitMQ 3.10 then takes 13,000 messages a second where it takes 21,000, whoever the
+    client is, for it is busy with that queue's garbage.
+    """
+    taken = 0
 
     async def done() -> int:
-        ready = await queues.ready(queue)
-        return ready if fills else count - ready
+        nonlocal taken
+        if not fills:
+            return count - await queues.ready(queue)
+        taken += await queues.empty(queue)
+        return taken
 
     first = last = await done()
     began = ended = time.perf_counter()

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import sys
 from pathlib import Path
 
 Figures = dict[tuple[str, str], list[dict[str, float]]]
-Medians = dict[tuple[str, str], dict[str, float]]
 
 REFERENCE = "Go, `multiple` acks by 50"
 TITLES = {
@@ -24,16 +24,18 @@ TITLES = {
 }
 
 
-def write(folder: Path, medians: Medians, rounds: int, version: str) -> None:
+def write(folder: Path, figures: Figures, version: str) -> None:
     """Write figures.json and README.md of the results; `version` is RabbitMQ's."""
     nested: dict[str, dict[str, dict[str, float]]] = {}
-    for (job, peer), values in medians.items():
-        nested.setdefault(job, {})[peer] = values
+    for (job, peer), values in figures.items():
+        nested.setdefault(job, {})[peer] = _summary(values, figures.get((job, REFERENCE), []))
+    rounds = max(map(len, figures.values()))
     (folder / "figures.json").write_text(json.dumps(nested, indent=2, ensure_ascii=False) + "\n")
     setting = (
         f"Medians of {rounds} shuffled rounds on one RabbitMQ {version}, {os.cpu_count()} cores, Python"
         f" {platform.python_version()}. Prefetch 200; CPU is of all of a peer's processes, the broker's not"
-        " included. Ratios hold between machines, absolute figures do not."
+        " included. Ratios are medians of the rounds' ratios, for a machine is not always as fast; they hold"
+        " between machines, absolute figures do not."
     )
     lines = ["# Results of `make bench`", "", setting, ""]
     for job, title in TITLES.items():
@@ -41,6 +43,16 @@ def write(folder: Path, medians: Medians, rounds: int, version: str) -> None:
             lines += [f"## {title}", "", *_table(nested[job]), ""]
     lines += ["![rate and CPU against Go](bench.png)", ""] if "drain-classic" in nested else []
     (folder / "README.md").write_text("\n".join(lines))
+
+
+def _summary(rounds: list[dict[str, float]], reference: list[dict[str, float]]) -> dict[str, float]:
+    """Take the medians of a peer's rounds and, as `... ratio`, of what they are to the reference's."""
+    found = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    for name in ("rate", "cpu"):
+        if name in found and reference:
+            ratios = [one[name] / other[name] for one, other in zip(rounds, reference, strict=True)]
+            found[f"{name} ratio"] = statistics.median(ratios)
+    return found
 
 
 def _table(peers: dict[str, dict[str, float]]) -> list[str]:
@@ -51,14 +63,12 @@ def _table(peers: dict[str, dict[str, float]]) -> list[str]:
             f"| {peer} | " + " | ".join(f"{values[name]:.2f}" for name in ("p50", "p95", "p99", "max")) + " |"
             for peer, values in ordered
         ]
-    reference = peers.get(REFERENCE)
     rows = [
         "| Peer | messages/s | against Go with `multiple` acks | CPU, µs a message | against Go |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for peer, values in sorted(peers.items(), key=lambda one: -one[1]["rate"]):
-        rate = f"{values['rate'] / reference['rate']:.2f}" if reference else ""
-        cpu = f"{values['cpu'] / reference['cpu']:.2f}" if reference else ""
+        rate, cpu = (f"{values[one]:.2f}" if one in values else "" for one in ("rate ratio", "cpu ratio"))
         rows.append(f"| {peer} | {values['rate']:,.0f} | {rate} | {values['cpu']:.1f} | {cpu} |")
     return rows
 

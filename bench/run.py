@@ -12,7 +12,6 @@ import os
 import random
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,8 @@ from lunaq_runtime.topology import topology_of
 from measure import Queues, Result, Running, progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from report import Figures
 
 HERE = Path(__file__).parent
@@ -72,7 +73,6 @@ async def run(options: argparse.Namespace) -> None:
     words = options.peers.split(",")
     peers = [peer for peer in PEERS if any(word in peer.name for word in words)]
     jobs = [job for job in JOBS if job.name in options.jobs]
-    runs = [(job, peer) for job in jobs for peer in peers if job.name in peer.jobs]
     # Whoever ends us is not to leave a broker and a peer behind.
     if task := asyncio.current_task():
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -85,8 +85,7 @@ async def run(options: argparse.Namespace) -> None:
             stage = Stage(rabbitmq, tools)
             await stage.prepare(peers)
             for number in range(options.rounds):
-                random.shuffle(runs)
-                for job, peer in runs:
+                for job, peer in _shuffled(jobs, peers):
                     values = await stage.measure(job, peer)
                     figures[job.name, peer.name].append(values)
                     shown = ", ".join(f"{name} {value:,.1f}" for name, value in values.items())
@@ -96,9 +95,8 @@ async def run(options: argparse.Namespace) -> None:
     if "memory" in options.jobs:
         for _ in range(options.rounds):
             figures["memory", "lunaq"].append(memory_broker())
-    medians = {key: _medians(values) for key, values in figures.items()}
     options.results.mkdir(parents=True, exist_ok=True)
-    report.write(options.results, medians, options.rounds, stage.version)
+    report.write(options.results, figures, stage.version)
     say(f"written to {options.results}")
 
 
@@ -182,8 +180,12 @@ class Stage:
         return done.stdout
 
 
-def _medians(values: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(one[name] for one in values) for name in values[0]}
+def _shuffled(jobs: list[Job], peers: list[Peer]) -> Iterator[tuple[Job, Peer]]:
+    """Give a round's runs: the peers of a job one after the other, so that they have the same hour."""
+    for job in random.sample(jobs, len(jobs)):
+        mine = [peer for peer in peers if job.name in peer.jobs]
+        for peer in random.sample(mine, len(mine)):
+            yield job, peer
 
 
 def say(text: str) -> None:

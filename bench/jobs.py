@@ -11,8 +11,9 @@ import yaml
 
 HERE = Path(__file__).parent
 PREFETCH = 200
-CONCURRENCY = 200
-"""Messages relayed at a time: as many as a broker gives, for Go's pipeline has no other limit either."""
+"""Of everybody. As many are relayed at a time, for Go's pipeline has no other limit either."""
+WIDE = 1000
+"""The prefetch that the two fastest do best with, beside that."""
 BODY = '{"id": NUMBER, "amount": 12.5, "customer": "c-48213", "kind": "order", "note": "%s"}' % ("x" * 110)
 """A message of some 200 bytes; NUMBER becomes its number."""
 
@@ -43,6 +44,7 @@ class Peer:
     """Someone who takes part in `jobs`, with `acks` at a time.
 
     With `stamp`, what is relayed has a message id and the time, as ours has to have (lua-api.md 1.3).
+    `prefetch` is how many messages it may hold, and relays at a time.
     The fast ones get `times` as many messages: else they were done before their CPU can be told, in 10 ms.
     """
 
@@ -50,6 +52,7 @@ class Peer:
     jobs: tuple[str, ...] = ("drain-classic", "drain-quorum", "relay")
     acks: int = 1
     stamp: bool = False
+    prefetch: int = PREFETCH
     times: int = 1
     module: str = ""
     queue: str = ""
@@ -60,13 +63,13 @@ class Peer:
     def command(self, job: Job, tools: Tools) -> list[str]:
         """Build the command line that runs until it is told to stop."""
         if self.name.startswith("lunaq"):
-            return [str(tools.runtime), "run", str(tools.entries(job)), "--health-port", "0"]
+            return [str(tools.runtime), "run", str(tools.entries(job, self.prefetch)), "--health-port", "0"]
         if self.name.startswith("dramatiq"):
             return [tools.python, "-m", "dramatiq", "dramatiq_peer", "--processes", "1", "--threads", "8"]
         if self.name.startswith("taskiq"):
             return [tools.python, "-m", "taskiq", "worker", "taskiq_peer:broker", "--workers", "1"]
-        arguments = ["--queue", job.queue, "--prefetch", str(PREFETCH), "--acks", str(self.acks)]
-        arguments += ["--concurrency", str(CONCURRENCY)]
+        arguments = ["--queue", job.queue, "--prefetch", str(self.prefetch), "--acks", str(self.acks)]
+        arguments += ["--concurrency", str(self.prefetch)]
         arguments += ["--out", f"{OUT}.x"] if job.relay else []
         arguments += ["--stamp"] if self.stamp else []
         if self.name.startswith("Go"):
@@ -96,6 +99,8 @@ PEERS = (
     Peer(
         "Go, `multiple` acks by 50", ("drain-classic", "drain-quorum", "relay", "latency"), acks=50, times=4
     ),
+    Peer("lunaq, prefetch 1000", prefetch=WIDE, times=4),
+    Peer("Go, `multiple` acks by 50, prefetch 1000", acks=50, prefetch=WIDE, times=4),
     Peer("Go, `multiple` acks by 50, with id and time", ("relay",), acks=50, times=4, stamp=True),
     Peer("Go, single acks", ("drain-classic", "drain-quorum", "relay", "latency"), times=4),
     Peer("aiormq + uvloop, acks by 50", acks=50, module="aiormq_peer.py"),
@@ -127,7 +132,7 @@ class Tools:
         path.write_text(peer.body)
         return str(path)
 
-    def entries(self, job: Job) -> Path:
+    def entries(self, job: Job, prefetch: int = PREFETCH) -> Path:
         """Write the entries document of our runtime: policy, retries and all, as the operator would."""
         kind = "quorum" if job.queue.endswith("quorum") else "classic"
         handler = HANDLER_RELAY if job.relay else HANDLER_DRAIN
@@ -155,8 +160,8 @@ class Tools:
                     "queue": "in",
                     "method": "handle",
                     "source": handler,
-                    "prefetch": PREFETCH,
-                    "concurrency": CONCURRENCY if job.relay else 1,
+                    "prefetch": prefetch,
+                    "concurrency": prefetch if job.relay else 1,
                 },
                 {
                     "id": "rights",

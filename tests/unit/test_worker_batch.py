@@ -92,6 +92,7 @@ async def test_what_turns_out_to_run_by_itself_is_decoded_once(
         return decode(body)
 
     monkeypatch.setattr(codecs, "_decode_json_for_lua", noted)
+    monkeypatch.setattr(codecs, "decoders_for_lua", codecs.DecodersForLua)  # none that are known already
     bodies: dict[str, Any] = {f"m{n}": [n] for n in range(60)}
     run = await stage.start_on(bodies, "function handle(b) end", concurrency=1, prefetch=100)
     await run.seen("ack", "m59")

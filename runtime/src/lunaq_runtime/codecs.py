@@ -153,6 +153,12 @@ class DecodersForLua(dict[str | None, "Callable[[bytes], Any]"]):
         return decoder
 
 
+@lru_cache
+def decoders_for_lua(codec: str) -> DecodersForLua:
+    """Give the decoders of a codec, the same for all slots and threads."""
+    return DecodersForLua(codec)
+
+
 def _codec_for(content_type: str | None, codec: str) -> str:
     codec = canonical(codec)
     return (codec != RAW and content_type and _codec_of(content_type)) or codec

@@ -144,6 +144,7 @@ class Invocation:
         return outcome if isinstance(outcome, Finished) else self._carry_out(outcome)
 
     def _carry_out(self, outcome: Any) -> Request | Finished | Void:
+        """Do so for whatever is not the end of most runs that publish."""
         callbacks = self.state.callbacks
         while True:
             if callbacks.out_of_memory:

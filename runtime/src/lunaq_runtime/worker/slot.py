@@ -83,6 +83,7 @@ class Slot:
 
     `delivery` is the one in work, of `session`, `started` on the monotonic clock; `pending` is the request
     that the event loop is carrying out for it. An `interruption` holds for all that may still be started.
+    `decoders` are its queue's, by content type.
     `most` is how many deliveries the next batch should have; of a `batch`, any one may be in work.
     `runs_ahead`: whether runs may go ahead of the confirms of their publishes, see `ahead`; `ended` is what
     one that did has come to, once its publish is confirmed.
@@ -112,7 +113,7 @@ class Slot:
     def __init__(self, consumer: Consumer, codec: str, make_state: Callable[[], State]) -> None:
         self._label = f"consumer {consumer.id}"
         self._codec = codec
-        self.decoders = codecs.DecodersForLua(codec)
+        self.decoders = codecs.decoders_for_lua(codec)
         self._memory_limit = consumer.handler.memory_limit
         self._make_state = make_state
         self._context = DeliveryContext(consumer, self)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lunaq_runtime.brokers.amqp import declare
 from lunaq_runtime.brokers.amqp.backoff import full_jitter
 from lunaq_runtime.brokers.amqp.endpoint import DEFAULT_CONNECTION_TIMEOUT, DEFAULT_HEARTBEAT, Endpoint
+from lunaq_runtime.brokers.amqp.errors import heed_cancellation
 from lunaq_runtime.brokers.amqp.link import CLOSE_TIMEOUT, open_link
 from lunaq_runtime.brokers.amqp.publishing import Publisher
 from lunaq_runtime.brokers.amqp.subscription import AmqpSubscription
@@ -170,7 +171,9 @@ class AmqpBroker:
                 await asyncio.sleep(wait)
                 try:
                     await self._open()
+                    heed_cancellation()
                 except BrokerError as error:
+                    heed_cancellation()
                     log.warning("%s", error)
                 except Exception:
                     # A defect, of ours or of a library; nobody else would ever connect again.

@@ -37,6 +37,16 @@ def translated(what: str) -> Iterator[None]:
         raise broker_error(what, error) from error
 
 
+def heed_cancellation() -> None:
+    """End the running task if that was asked for: aiormq, closing a channel, may have swallowed it.
+
+    For loops that go on after a BrokerError; whoever cancelled one and waits for its end would wait for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def broker_error(what: str, error: BaseException) -> BrokerError:  # noqa: C901, PLR0911 - one case per meaning
     """Translate one exception; texts of a broker name objects and arguments, never credentials."""
     if (tls := _tls_error(error)) is not None:

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lunaq_runtime.brokers.amqp.declare import TIMEOUT, queue_info
-from lunaq_runtime.brokers.amqp.errors import translated
+from lunaq_runtime.brokers.amqp.errors import heed_cancellation, translated
 from lunaq_runtime.brokers.amqp.intake import Intake
 from lunaq_runtime.brokers.amqp.link import CLOSE_TIMEOUT
 from lunaq_runtime.brokers.base import BrokerError
@@ -128,8 +128,10 @@ class AmqpSubscription:
                     await queue_info(link, self._name)
                     await self._open(link)
                 except BrokerError as error:
+                    heed_cancellation()
                     log.warning("cannot consume queue '%s' again yet: %s", self._name, error)
                     await asyncio.sleep(next(waits))
+            heed_cancellation()
             log.info("consuming queue '%s' again", self._name)
 
     async def _open(self, link: Link) -> None:

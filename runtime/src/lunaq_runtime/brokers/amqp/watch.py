@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from lunaq_runtime.brokers.amqp.declare import queue_info
+from lunaq_runtime.brokers.amqp.errors import heed_cancellation
 from lunaq_runtime.brokers.base import BrokerError
 
 if TYPE_CHECKING:
@@ -29,5 +30,6 @@ async def watch_consumers(links: Links, subscriptions: Sequence[AmqpSubscription
                 gone = (await queue_info(link, subscription.queue)).consumers == 0
             except BrokerError as error:
                 gone = error.reason == "queue_not_found"
+            heed_cancellation()
             if gone and subscription.active:
                 subscription.interrupt()

@@ -15,8 +15,6 @@ from pathlib import Path
 Figures = dict[tuple[str, str], list[dict[str, float]]]
 
 REFERENCE = "Go, `multiple` acks by 50"
-WIDE = ", prefetch 1000"
-"""The end of the names of those with that prefetch."""
 TITLES = {
     "drain-classic": "Drain a durable classic queue",
     "drain-quorum": "Drain a quorum queue",
@@ -31,7 +29,7 @@ def write(folder: Path, figures: Figures, version: str) -> None:
     nested: dict[str, dict[str, dict[str, float]]] = {}
     for (job, peer), values in figures.items():
         nested.setdefault(job, {})[peer] = _summary(values, figures.get((job, _reference(peer)), []))
-    rounds = max(map(len, figures.values()))
+    rounds = max(map(len, figures.values()), default=0)
     (folder / "figures.json").write_text(json.dumps(nested, indent=2, ensure_ascii=False) + "\n")
     setting = (
         f"Medians of {rounds} shuffled rounds on one RabbitMQ {version}, {os.cpu_count()} cores, Python"
@@ -50,7 +48,8 @@ def write(folder: Path, figures: Figures, version: str) -> None:
 
 def _reference(peer: str) -> str:
     """Name whom a peer is compared with: Go with the same prefetch."""
-    return REFERENCE + (WIDE if peer.endswith(WIDE) else "")
+    _, *prefetch = peer.partition(", prefetch ")
+    return REFERENCE + "".join(prefetch)
 
 
 def _summary(rounds: list[dict[str, float]], reference: list[dict[str, float]]) -> dict[str, float]:

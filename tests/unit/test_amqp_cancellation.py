@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Swallower:
     """Stands for an operation that aiormq ends as if nobody had cancelled it."""
 
-    def __init__(self, *, refuses: bool) -> None:
-        self.refuses = refuses
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
         self.entered = asyncio.Event()
 
     async def __call__(self, *_: Any) -> QueueInfo:
@@ -29,8 +29,8 @@ class Swallower:
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
-            if self.refuses:
-                raise BrokerError("connection", "the channel was closed") from None
+            if self.error:
+                raise self.error from None
         return QueueInfo(0, 1)
 
 
@@ -52,9 +52,12 @@ async def ends(task: asyncio.Task[Any], swallower: Swallower) -> None:
     assert task.cancelled()
 
 
-@pytest.fixture(params=[True, False], ids=["refuses", "answers"])
+REFUSAL = BrokerError("connection", "the channel was closed")
+
+
+@pytest.fixture(params=[REFUSAL, None], ids=["refuses", "answers"])
 async def swallower(request: pytest.FixtureRequest) -> Swallower:
-    return Swallower(refuses=request.param)
+    return Swallower(request.param)
 
 
 def consumer() -> AmqpSubscription:
@@ -84,6 +87,7 @@ async def test_the_keeper_of_a_consumer_ends(swallower: Swallower, monkeypatch: 
     await ends(asyncio.create_task(lost._keep(Links())), swallower)
 
 
+@pytest.mark.parametrize("swallower", [REFUSAL, None, Exception()], indirect=True)  # the last is aiormq's
 async def test_the_keeper_of_a_connection_ends(swallower: Swallower, monkeypatch: pytest.MonkeyPatch):
     broker = AmqpBroker("amqp://127.0.0.1:1")
 

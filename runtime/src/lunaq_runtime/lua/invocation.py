@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from lunaq_runtime.durations import SECOND
 from lunaq_runtime.lua import bridge, publishing
 from lunaq_runtime.lua.bridge import shown
 from lunaq_runtime.lua.errors import INTERNAL, INVALID, TIMEOUT, HandlerError
@@ -39,7 +40,6 @@ logger = logging.getLogger(__name__)
 OUT_OF_MEMORY = b"not enough memory"
 """What Lua raises at its memory limit; not a HandlerError, for that would need memory."""
 
-_NANOSECONDS = 1_000_000_000
 _BESIDE = b"beside"
 """Before an operation: other coroutines go on while it is carried out."""
 _LAST = b"last"
@@ -144,7 +144,7 @@ class Invocation:
         return outcome if isinstance(outcome, Finished) else self._carry_out(outcome)
 
     def _carry_out(self, outcome: Any) -> Request | Finished | Void:
-        """Do so for whatever is not the end of most runs that publish."""
+        """Do what any other outcome asks for."""
         callbacks = self.state.callbacks
         while True:
             if callbacks.out_of_memory:
@@ -232,7 +232,7 @@ class Invocation:
 
     def _wait(self, nanoseconds: int | None = None) -> Request:
         """Ask for a wait; without an outstanding request it is just a sleep."""
-        seconds = None if nanoseconds is None else nanoseconds / _NANOSECONDS
+        seconds = None if nanoseconds is None else nanoseconds / SECOND
         outstanding, dropped = self._outstanding, self.state.callbacks.dropped
         if outstanding is not None:
             for tag in dropped:
@@ -284,7 +284,7 @@ class Invocation:
         pairs = operation == b"publish_pairs"
         name = asked[0 if pairs else 2]
         # Asked first, for the checks count denials, and the same publish comes again.
-        allowed = name is not None and self.state.host.may_publish(name.decode(errors="replace"))
+        allowed = name is not None and self.state.host.may_publish(shown(name))
         if not allowed or verdict[:1] == [b"other"]:
             return self._take_back()
         warnings: list[str] = []

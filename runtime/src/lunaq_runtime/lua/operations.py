@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lunaq_runtime.durations import SECOND
 from lunaq_runtime.lua import bridge, publishing
 from lunaq_runtime.lua.bridge import shown, take
 from lunaq_runtime.lua.errors import HandlerError
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from lunaq_runtime.lua.state import LuaState
 
     Operation = Callable[[Invocation, list[Any]], Single | Settle | HandlerError]
-
-_NANOSECONDS = 1_000_000_000
 
 
 def check_publish(
@@ -42,7 +41,7 @@ def check_publish(
 def check_publish_pairs(state: LuaState, arguments: list[Any]) -> Publish | HandlerError:
     """Check a publish to an ID that is a text, of a table of texts, numbers and booleans."""
     queue_id, *pairs = arguments
-    return publishing.check_pairs(queue_id.decode("utf-8", "replace"), bridge.pairs(pairs), state.host)
+    return publishing.check_pairs(shown(queue_id), bridge.pairs(pairs), state.host)
 
 
 def _publish(invocation: Invocation, arguments: list[Any]) -> Publish | HandlerError:
@@ -54,7 +53,7 @@ def _publish_pairs(invocation: Invocation, arguments: list[Any]) -> Publish | Ha
 
 
 def _sleep(_invocation: Invocation, arguments: list[Any]) -> Sleep:
-    return Sleep(arguments[0] / _NANOSECONDS)
+    return Sleep(arguments[0] / SECOND)
 
 
 def _info(invocation: Invocation, arguments: list[Any]) -> Single | HandlerError:

@@ -171,9 +171,7 @@ class AmqpBroker:
                 await asyncio.sleep(wait)
                 try:
                     await self._open()
-                    heed_cancellation()
                 except BrokerError as error:
-                    heed_cancellation()
                     log.warning("%s", error)
                 except Exception:
                     # A defect, of ours or of a library; nobody else would ever connect again.
@@ -182,6 +180,8 @@ class AmqpBroker:
                     self.reconnects += 1
                     log.info("connected again to %s", self._endpoint)
                     break
+                finally:
+                    heed_cancellation()
 
     async def _open(self) -> None:
         endpoint = self._endpoint

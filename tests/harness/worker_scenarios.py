@@ -15,6 +15,7 @@ from harness.worker_stage import CONSUMER, Running, Stage
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.entries.model import Retry
 from lunaq_runtime.policy import Policy
+from lunaq_runtime.worker.confirms import MOST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -379,17 +380,38 @@ class AheadScenarios:
         assert ended.index("ack") >= 1
         assert run.counters.running == 0
 
-    async def test_while_they_wait_for_confirms_they_need_one_lua_state(self, stage: Stage):
-        run = await self.gated(stage, concurrency=60, prefetch=100)
+    @staticmethod
+    def published(run: Running) -> int:
+        return [what for what, _ in run.broker.events].count("publish app:log.x")
+
+    async def test_while_they_wait_for_confirms_they_need_one_lua_state_and_no_slot(self, stage: Stage):
+        run = await self.gated(stage, concurrency=2, prefetch=100)
         before = run.counters.lua_memory
         for n in range(60):
             await stage.send({"n": n}, message_id=f"m{n}")
-        await run.until(lambda: run.counters.running == 60, "all slots to be taken")
+        await run.until(lambda: run.counters.running == 60, "all to wait for their confirms")
+        assert self.published(run) == 60
         assert run.counters.lua_memory < before + 256 * 1024
         run.broker.confirm_gate.set()
         await run.until(lambda: run.counters.running == 0, "all to be acked")
 
-    async def test_no_more_of_them_run_than_there_are_slots_and_one_keeps_the_order(self, stage: Stage):
+    async def test_where_much_is_on_its_way_already_they_wait_in_their_slots(self, stage: Stage):
+        source = """
+        function handle(b)
+          local ok, err = queue.publish("app:log", {x = string.rep("x", 1 << 20)})
+          return ok, err
+        end"""
+        run = await self.gated(stage, source, concurrency=2, prefetch=100)
+        for n in range(60):
+            await stage.send({"n": n}, message_id=f"m{n}")
+        slots = run.app._workers[CONSUMER]._slots
+        full = lambda: all(slot.pending for slot in slots)  # noqa: E731 - nothing can start then
+        await run.until(lambda: full() or self.published(run) == 60, "all slots to wait")
+        assert MOST_BYTES >> 20 <= self.published(run) < 60
+        run.broker.confirm_gate.set()
+        await run.until(lambda: run.counters.acked == 60, "all to be acked")
+
+    async def test_one_slot_alone_keeps_the_order(self, stage: Stage):
         run = await self.gated(stage, concurrency=1)
         await stage.send({"n": 1}, message_id="first")
         await stage.send({"n": 2}, message_id="second")
@@ -420,7 +442,7 @@ class AheadScenarios:
         assert [what for what, _ in run.broker.events].count("refuse app:log.x") == 2
 
     async def test_a_broker_that_takes_it_the_second_time_makes_it_a_success(self, stage: Stage):
-        run = await stage.start(self.SOURCE)
+        run = await stage.start(self.SOURCE, concurrency=2)
         answers = [BrokerError("nacked", "no room")]
         run.broker.refuse = lambda message: (
             answers.pop() if answers and message.exchange == "app:log.x" else None
@@ -438,7 +460,7 @@ class AheadScenarios:
         run.broker.confirm_gate.set()
 
     async def test_one_that_waits_for_the_confirm_is_handed_back_at_the_drain_deadline(self, stage: Stage):
-        run = await self.gated(stage, drain_timeout=0.2)
+        run = await self.gated(stage, drain_timeout=0.2, concurrency=2)
         await stage.send(headers={"attempts": 1})
         await run.until(lambda: "publish app:log.x" in dict(run.broker.events), "the publish")
         await run.app.drain()

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.waiting import eventually
-from lunaq_runtime.lua.errors import HandlerError
-from lunaq_runtime.lua.requests import PUBLISHED, SUCCEEDED, Finished, Publish, Sleep, Void
+from lunaq_runtime.lua.requests import SUCCEEDED, Finished, Publish, Sleep
 from lunaq_runtime.message import Delivery, Properties
 from lunaq_runtime.worker import Stepper
 from lunaq_runtime.worker.ahead import FIRST_WAITS, MOST_WAITS, Ahead
@@ -35,22 +34,6 @@ class FakeSlot:
         self.decoders: dict[Any, Any] = {}
         self.interruption: Any = None
         self.runs_ahead = False
-        self.state: Any = None
-        self.ended: Any = None
-
-    def prepare(self, spare: list[Any], *, runs_ahead: bool) -> None:
-        self.runs_ahead = runs_ahead
-        if self.state is None and spare:
-            self.state = spare.pop()
-
-    def wait(self, session: Any, delivery: Delivery, started: float, ended: Finished) -> None:
-        self.session, self.delivery, self.started, self.ended = session, delivery, started, ended
-
-    def leave_state(self, ended: Finished, spare: list[Any]) -> None:
-        self.ended = ended
-        if not ended.state_lost:
-            spare.append(self.state)
-        self.state = None
 
     def packer(self) -> None:
         return None
@@ -64,7 +47,7 @@ class FakeSlot:
 
     def release(self, *, state_lost: bool = False) -> None:
         self.lost += state_lost
-        self.session = self.delivery = self.ended = None
+        self.session = self.delivery = None
 
 
 class FakeSession:
@@ -74,6 +57,8 @@ class FakeSession:
         self.unstarted = deque(Delivery("q", tag, body, Properties()) for tag, body in enumerate(bodies))
         self.succeeded: deque[Delivery] = deque()
         self.dead = dead
+        self.returning = False
+        self.handed_back: list[bytes] = []
 
     @property
     def settler(self) -> Any:
@@ -81,6 +66,9 @@ class FakeSession:
 
     def alive(self, delivery: Delivery) -> bool:
         return delivery.body != self.dead
+
+    def hand_back(self, delivery: Delivery) -> None:
+        self.handed_back.append(delivery.body)
 
 
 class Rig:
@@ -93,9 +81,13 @@ class Rig:
         self.lane.session = self.session
         self.done: list[bytes] = []
         self.outcomes: list[Any] = []
+        self.waiting: list[Delivery] = []
 
     def collect(self) -> bool:
-        found = bool(self.session.succeeded or self.lane.outcomes)
+        published = self.lane.ahead.published
+        found = bool(self.session.succeeded or self.lane.outcomes or published)
+        while published:
+            self.waiting.append(published.popleft()[1])
         while self.session.succeeded:
             self.done.append(self.session.succeeded.popleft().body)
         while self.lane.outcomes:
@@ -335,37 +327,45 @@ async def test_a_slot_whose_reply_came_starts_the_next_delivery_itself(stepper: 
 
 
 LAST = Publish("app:out", {}, {}, SUCCEEDED)
-REFUSED = (None, HandlerError("no"))
 
 
-def went_ahead(answer: Any) -> Any:
-    return answer if isinstance(answer, Finished) else SUCCEEDED if answer is PUBLISHED else LAST
+def go_ahead(_body: Any) -> Publish:
+    return LAST
 
 
-async def test_those_that_wait_for_confirms_leave_the_state_to_the_next_one(stepper: Stepper):
-    rig = Rig(stepper, FakeSession(b"1", b"2"), went_ahead, went_ahead)
-    first, second = rig.slots
-    first.state = "the state"
+async def test_those_that_wait_for_confirms_are_in_no_slot(stepper: Stepper):
+    rig = Rig(stepper, FakeSession(*[b"x"] * 20), go_ahead, go_ahead)
     rig.lane.schedule()
-    await rig.until(lambda: len(rig.outcomes) == 2, "both to wait for their confirms")
-    # The first one waits where no state is needed, the second one has no other place.
-    assert [(slot, delivery.body) for slot, _, delivery, _ in rig.outcomes] == [(second, b"1"), (first, b"2")]
-    assert (first.state, second.state) == (None, None)
-    rig.session.unstarted.extend(FakeSession(b"3").unstarted)
-    rig.lane.confirm(second, PUBLISHED)
-    await rig.until(lambda: len(rig.outcomes) == 3, "the third")
-    assert rig.done == [b"1"]
-    assert rig.outcomes[2][0] is second
+    await rig.until(lambda: len(rig.waiting) == 20, "all to wait for their confirms")
+    assert [slot.delivery for slot in rig.slots] == [None, None]
 
 
-async def test_a_state_that_is_lost_is_left_to_nobody(stepper: Stepper):
+async def test_one_slot_alone_waits_for_the_confirm_for_the_order_of_messages(stepper: Stepper):
+    rig = Rig(stepper, FakeSession(b"1", b"2"), go_ahead)
+    rig.lane.schedule()
+    for body in (b"1", b"2"):
+        await rig.until(lambda: bool(rig.waiting), "one to wait for its confirm")
+        waiting = rig.waiting.pop()
+        assert (waiting.body, len(rig.lane.ahead.published)) == (body, 0)
+        await one_round(rig)
+        assert not rig.waiting
+        rig.lane.confirmed(rig.session, waiting, 0.0)
+    await rig.until(lambda: rig.done == [b"1", b"2"], "both")
+
+
+async def one_round(rig: Rig) -> None:
+    """Let the lane do whatever it can."""
+    rig.lane.schedule()
+    await rig.lane._stepper.call(lambda: None)
+    rig.collect()
+
+
+async def test_a_state_that_is_lost_ahead_of_a_confirm_is_not_used_again(stepper: Stepper):
     lost = Publish("app:out", {}, {}, Finished(state_lost=True))
-    rig = Rig(stepper, FakeSession(b"1"), lambda _body: lost)
-    rig.slots[0].state = "the state"
+    rig = Rig(stepper, FakeSession(b"1"), lambda _body: lost, succeed)
     rig.lane.schedule()
-    await rig.until(lambda: len(rig.outcomes) == 1, "it to wait for its confirm")
-    rig.lane.ahead.prepare(rig.slots[0])
-    assert rig.slots[0].state is None
+    await rig.until(lambda: len(rig.waiting) == 1, "it to wait for its confirm")
+    assert rig.slots[0].lost == 1
 
 
 @pytest.mark.parametrize("patient", [True, False])
@@ -381,16 +381,16 @@ async def test_what_is_confirmed_is_done_while_a_thread_is_in_a_slow_step(
             slow.set()
             release.wait(60)
             return SUCCEEDED
-        return went_ahead(body)
+        return LAST
 
     rig = Rig(stepper, FakeSession(b"1"), behave, behave)
     rig.lane.schedule()
-    await rig.until(lambda: len(rig.outcomes) == 1, "it to wait for its confirm")
+    await rig.until(lambda: len(rig.waiting) == 1, "it to wait for its confirm")
     rig.session.unstarted.extend(FakeSession(b"slow").unstarted)
     rig.lane.schedule()
     try:
         await rig.until(slow.is_set, "the slow one to begin")
-        rig.lane.confirm(rig.outcomes[0][0], PUBLISHED)
+        rig.lane.confirmed(rig.session, rig.waiting[0], 0.0)
         await rig.until(lambda: rig.done == [b"1"], "the confirmed one")
     finally:
         release.set()
@@ -398,9 +398,9 @@ async def test_what_is_confirmed_is_done_while_a_thread_is_in_a_slow_step(
 
 
 async def test_confirms_that_come_together_are_collected_at_once(stepper: Stepper):
-    rig = Rig(stepper, FakeSession(*[b"x"] * 50), *[went_ahead] * 50)
+    rig = Rig(stepper, FakeSession(*[b"x"] * 50), go_ahead, go_ahead)
     rig.lane.schedule()
-    await rig.until(lambda: len(rig.outcomes) == 50, "all to wait for their confirms")
+    await rig.until(lambda: len(rig.waiting) == 50, "all to wait for their confirms")
     looks: list[int] = []
     collect = rig.collect
 
@@ -409,61 +409,51 @@ async def test_confirms_that_come_together_are_collected_at_once(stepper: Steppe
         return collect()
 
     rig.lane._collect = counted
-    for slot, *_ in list(rig.outcomes):
-        rig.lane.confirm(slot, PUBLISHED)
+    for delivery in rig.waiting:
+        rig.lane.confirmed(rig.session, delivery, 0.0)
     await rig.until(lambda: len(rig.done) == 50, "all to be done")
     assert looks[0] == 50
 
 
+@pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("alive", [True, False])
-async def test_a_void_run_begins_anew_and_waits_unless_its_delivery_is_gone(stepper: Stepper, *, alive: bool):
-    slots: list[Any] = []
+async def test_a_void_run_begins_anew_and_waits_unless_its_delivery_is_gone(
+    stepper: Stepper, *, alive: bool, slots: int
+):
     ran: list[bool] = []
 
-    def behave(body: Any) -> Any:
-        if body is REFUSED:
-            rig.session.dead = b"" if alive else b"1"
-            return Void()
-        ran.append(slots[0].runs_ahead)
-        return LAST if slots[0].runs_ahead else SUCCEEDED
+    def behave(_body: Any) -> Any:
+        ran.append(rig.slots[-1].runs_ahead)
+        return LAST if rig.slots[-1].runs_ahead else SUCCEEDED
 
-    rig = Rig(stepper, FakeSession(b"1"), behave)
-    slots += rig.slots
+    rig = Rig(stepper, FakeSession(b"1"), *[behave] * slots)
+    rig.lane._idle.reverse()  # the last one runs
     rig.lane.schedule()
-    await rig.until(lambda: len(rig.outcomes) == 1, "it to wait for its confirm")
-    rig.lane.confirm(rig.slots[0], REFUSED)
+    await rig.until(lambda: len(rig.waiting) == 1, "it to wait for its confirm")
+    rig.session.dead = b"" if alive else b"1"
+    rig.lane.begin_anew(rig.session, rig.waiting[0])
     if alive:
         await rig.until(lambda: rig.done == [b"1"], "it to succeed")
         assert ran == [True, False]
     else:
-        await rig.until(lambda: len(rig.outcomes) == 2, "it to be dropped")
-        assert (rig.outcomes[1][3], ran) == (LOST, [True])
+        await rig.until(lambda: len(rig.outcomes) == 1, "it to be dropped")
+        assert (rig.outcomes[0][3], ran) == (LOST, [True])
 
 
-async def test_an_interrupted_run_ends_by_that_though_its_confirm_came(stepper: Stepper):
-    interrupted = HandlerError("interrupted")
-
-    def behave(body: Any) -> Any:
-        return Finished(interrupted) if body is PUBLISHED and rig.slots[0].interruption else went_ahead(body)
-
-    rig = Rig(stepper, FakeSession(b"1"), behave)
+async def test_a_void_run_is_handed_back_where_nothing_more_is_to_start(stepper: Stepper):
+    rig = Rig(stepper, FakeSession(b"1"), go_ahead)
     rig.lane.schedule()
-    await rig.until(lambda: len(rig.outcomes) == 1, "it to wait for its confirm")
-    rig.slots[0].interruption = interrupted
-    rig.lane.confirm(rig.slots[0], PUBLISHED)
-    await rig.until(lambda: len(rig.outcomes) == 2, "its end")
-    assert rig.outcomes[1][3].error is interrupted
+    await rig.until(lambda: len(rig.waiting) == 1, "it to wait for its confirm")
+    rig.session.returning = True
+    rig.lane.begin_anew(rig.session, rig.waiting[0])
+    assert (rig.session.handed_back, list(rig.session.unstarted)) == ([b"1"], [])
 
 
 def test_void_runs_make_the_next_ones_wait_twice_as_long_each_time_until_a_confirm():
-    ahead, slot = Ahead(), FakeSlot(succeed)
+    ahead = Ahead()
 
     def waits() -> int:
-        for count in range(MOST_WAITS * 2):
-            ahead.prepare(slot)  # type: ignore[arg-type]
-            if slot.runs_ahead:
-                return count
-        return -1
+        return next((count for count in range(MOST_WAITS * 2) if ahead.may()), -1)
 
     assert waits() == 0
     for expected in (FIRST_WAITS, 2 * FIRST_WAITS):
@@ -475,3 +465,11 @@ def test_void_runs_make_the_next_ones_wait_twice_as_long_each_time_until_a_confi
     ahead.was_confirmed()
     ahead.was_void()
     assert waits() == FIRST_WAITS
+
+
+def test_no_run_goes_ahead_while_as_much_is_on_its_way_as_may_be():
+    ahead = Ahead()
+    ahead.crowded = True
+    assert not ahead.may()
+    ahead.crowded = False
+    assert ahead.may()

@@ -1,18 +1,21 @@
-"""What a lane keeps for handlers that run ahead of the confirms of their publishes (lua/prelude/ahead.lua).
+"""Handlers that run ahead of the confirm of their last publish (lua/prelude/ahead.lua).
 
-Such a run is over in Lua while its delivery still waits for the confirm. It waits in another slot that is
-free, and the state goes on with the next delivery; where no other is free, it waits in its own, which leaves
-the state here for whichever is free next. So most handlers that publish run in one state, which stays in the
-processor's caches, and no message is acked before what was published for it is confirmed.
+Such a run is over in Lua while its delivery still waits for the confirm. It waits in no slot, so the state
+goes on with the next delivery: one that stays in the processor's caches does the work of as many as there
+are messages on their way, and no message is acked before what was published for it is confirmed.
+
+The threads of `lane` ask here whether runs may go ahead, and leave what they published; `confirms` takes it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lunaq_runtime.lua.requests import Finished
-    from lunaq_runtime.worker.slot import Slot, State
+    from lunaq_runtime.lua.requests import Publish
+    from lunaq_runtime.message import Delivery
+    from lunaq_runtime.worker.session import Session
 
 FIRST_WAITS = 64
 """Turns in which runs wait for confirms after one was void: the next may well be, and costs two runs."""
@@ -22,27 +25,24 @@ MOST_WAITS = 16 * 1024
 
 
 class Ahead:
-    """States that are in no slot, and whether runs may go ahead; used by the lane's threads and its loop."""
+    """One consumer's runs ahead.
+
+    `published` is what threads have for the loop: session, delivery, when its run began, and the publish with
+    what the run came to. `crowded` says that as much is on its way as may be.
+    """
 
     def __init__(self) -> None:
-        self._spare: list[State] = []
+        self.published: deque[tuple[Session, Delivery, float, Publish]] = deque()
+        self.crowded = False
         self._waits = 0
         self._next_waits = FIRST_WAITS
 
-    @property
-    def lua_memory(self) -> int:
-        """Sum the bytes of the spare states."""
-        return sum(state.memory.seen for state in list(self._spare))
-
-    def prepare(self, slot: Slot) -> None:
-        """Give a slot that is about to start a spare state, and tell it whether its runs may go ahead."""
-        slot.prepare(self._spare, runs_ahead=not self._waits)
+    def may(self) -> bool:
+        """Tell whether the runs of a turn that begins may go ahead."""
         if self._waits:
             self._waits -= 1
-
-    def leave(self, slot: Slot, ended: Finished) -> None:
-        """Take the state of a slot whose run is over in Lua, and came to this."""
-        slot.leave_state(ended, self._spare)
+            return False
+        return not self.crowded
 
     def was_void(self) -> None:
         """Have runs wait for a while."""

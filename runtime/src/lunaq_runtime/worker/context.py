@@ -1,4 +1,6 @@
-"""What a handler sees of its delivery through `queue.message()`, made only where it looks."""
+"""What a handler sees of its delivery through `queue.message()`, made only where it looks; and what of a
+delivery goes on with what is published for it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lunaq_runtime.headers import to_lua_headers
 from lunaq_runtime.retry import ATTEMPTS, attempts_of, original_expiration
+from lunaq_runtime.trace_context import PARENT, carried
 
 if TYPE_CHECKING:
     from lunaq_runtime.entries.model import Consumer
+    from lunaq_runtime.lua.requests import Publish
     from lunaq_runtime.message import Delivery
 
 
@@ -70,3 +74,11 @@ def _headers_of(delivery: Delivery) -> dict[str, Any]:
     )
     headers[ATTEMPTS] = attempts_of(properties)
     return headers
+
+
+def carry_on_trace(publish: Publish, delivery: Delivery) -> Publish:
+    """Let a publish carry on the trace of the delivery it is made for, unless the handler set another one."""
+    if delivery.bare or PARENT in publish.headers:
+        return publish
+    headers = carried(delivery.properties.headers)
+    return replace(publish, headers=headers | publish.headers) if headers else publish

@@ -29,6 +29,7 @@ from lunaq_runtime.retry import (
     decide,
     suspect,
 )
+from lunaq_runtime.worker.confirms import Confirms
 from lunaq_runtime.worker.gather import gather
 from lunaq_runtime.worker.lane import LOST, Lane
 from lunaq_runtime.worker.pending import Pending
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from lunaq_runtime.lua.requests import Request, Single
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.worker.counters import Counters
-    from lunaq_runtime.worker.pending import Reply
     from lunaq_runtime.worker.requests import Requests
     from lunaq_runtime.worker.session import Session
     from lunaq_runtime.worker.slot import Slot
@@ -80,17 +80,19 @@ class Desk:
         self._timeout = consumer.handler.timeout
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._interruption: HandlerError | None = None
         self.lane = Lane(self._loop, stepper, slots, self.collect)
+        self._confirms = Confirms(self.lane, requests, self._timeout, self._end, self._look_at)
 
     @property
     def running(self) -> int:
         """Count the deliveries in work."""
-        return sum(slot.delivery is not None for slot in self._slots)
+        return sum(slot.delivery is not None for slot in self._slots) + len(self._confirms)
 
     @property
     def lua_memory(self) -> int:
         """Sum the bytes of all Lua states."""
-        return sum(slot.lua_memory for slot in self._slots) + self.lane.ahead.lua_memory
+        return sum(slot.lua_memory for slot in self._slots)
 
     def close(self) -> None:
         """Stop all timers."""
@@ -113,16 +115,12 @@ class Desk:
             if self._abandoned:
                 succeeded = [delivery for delivery in succeeded if not self._was_abandoned(delivery)]
             counters.acked += session.settler.ack(succeeded)
+        found = self._confirms.publish() or found
         if count := len(lane.spent):
             counters.ran([lane.spent.popleft() for _ in range(count)])
         for _ in range(len(lane.outcomes)):
             slot, session, delivery, outcome = lane.outcomes.popleft()
-            if outcome.__class__ is Publish:  # as most are that are no success
-                answer = lane.resume if outcome.ended is None else lane.confirm
-                if pending := self._pending(slot, answer):
-                    self._requests.publish_soon(*slot.traced(outcome, pending.answer))
-            else:
-                self._take(slot, session, delivery, outcome)
+            self._take(slot, session, delivery, outcome)
         session = lane.session
         if session and session.unstarted and session.returning:
             session.hand_back_unstarted()  # a thread had taken it and put it back
@@ -130,11 +128,13 @@ class Desk:
 
     def interrupt(self, error: HandlerError) -> None:
         """End every run as soon as possible; their messages are handed back."""
+        self._interruption = error
         for slot in self._slots:
             slot.interrupt(error)
             if pending := slot.pending:
                 pending.drop()
                 self.lane.resume(slot, error)
+        self._confirms.interrupt(error)
 
     def abandon_overdue(self, grace: float) -> str:
         """Settle what should have ended `grace` seconds ago and no Lua hook can stop; tell what it did."""
@@ -167,14 +167,11 @@ class Desk:
     # What has ended -------------------------------------------------------------------------------------
 
     def _take(self, slot: Slot, session: Session, delivery: Delivery, outcome: Any) -> None:
-        if isinstance(outcome, (Finished, Poison)):
-            self._counters.delivered += 1
-            self._counters.redelivered += delivery.redelivered
         match outcome:
             case Finished():
-                if not self._was_abandoned(delivery):
-                    self._finished(slot, session, delivery, outcome)
+                self._end(session, delivery, outcome)
             case Poison():
+                self._count(delivery)
                 self._counters.failed += 1
                 self._settle(session, delivery, outcome)
             case Exception():
@@ -188,8 +185,16 @@ class Desk:
             case _:
                 self._carry_out(slot, session, delivery, outcome)
 
-    def _finished(self, slot: Slot, session: Session, delivery: Delivery, finished: Finished) -> None:
-        if finished.error is not None and slot.interruption:
+    def _count(self, delivery: Delivery) -> None:
+        self._counters.delivered += 1
+        self._counters.redelivered += delivery.redelivered
+
+    def _end(self, session: Session, delivery: Delivery, finished: Finished) -> None:
+        """Take the end of a run, wherever it was."""
+        self._count(delivery)
+        if self._was_abandoned(delivery):
+            return
+        if finished.error is not None and self._interruption:
             if not finished.settled:
                 self._settle(session, delivery, HandedBack())
             return
@@ -235,22 +240,22 @@ class Desk:
 
     # What a handler waits for ---------------------------------------------------------------------------
 
-    def _pending(self, slot: Slot, answer: Callable[[Slot, Reply], None]) -> Pending | None:
+    def _pending(self, slot: Slot) -> Pending | None:
         """Make what takes the reply to a slot's request, within the handler's time; None if interrupted."""
         if slot.interruption:
             self.lane.resume(slot, slot.interruption)
             return None
-        deadline = slot.started + self._timeout
-        if deadline < self._timer_at:
-            self._look_at(deadline)
-        slot.pending = pending = Pending(slot, answer)
+        self._look_at(slot.started + self._timeout)
+        slot.pending = pending = Pending(slot, self.lane.resume)
         return pending
 
     def _carry_out(self, slot: Slot, session: Session, delivery: Delivery, request: Request) -> None:
-        pending = self._pending(slot, self.lane.resume)
+        pending = self._pending(slot)
         if pending is None:
             return
         match request:
+            case Publish():
+                self._requests.publish_soon(*slot.traced(request, pending.answer))
             case Sleep(seconds=seconds):
                 pending.work = self._loop.call_later(seconds, pending.wake)
             case Settle(ack=True):
@@ -308,6 +313,9 @@ class Desk:
             pending.answer(task.result())
 
     def _look_at(self, deadline: float) -> None:
+        """Have `_expire` look then, unless it does so before."""
+        if deadline >= self._timer_at:
+            return
         if self._timer:
             self._timer.cancel()
         self._timer_at = deadline
@@ -316,6 +324,7 @@ class Desk:
     def _expire(self) -> None:
         """End the runs whose time is up while they wait."""
         self._timer, self._timer_at = None, float("inf")
+        following = float("inf")
         # A timer may be a little early; the next look would only be a millisecond later.
         now = self._loop.time() + 0.001
         for slot in self._slots:
@@ -324,10 +333,11 @@ class Desk:
                 if deadline <= now:
                     pending.drop()
                     self.lane.resume(slot, timeout_error(self._timeout))
-                elif deadline < self._timer_at:
-                    self._timer_at = deadline
-        if self._timer_at < float("inf"):
-            self._look_at(self._timer_at)
+                else:
+                    following = min(following, deadline)
+        following = min(following, self._confirms.expire(now))
+        if following < float("inf"):
+            self._look_at(following)
 
 
 def _outcome(finished: Finished) -> Outcome:

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from lunaq_runtime.lua.requests import PUBLISHED, SUCCEEDED, Finished, Publish, Void
+from lunaq_runtime.lua.requests import SUCCEEDED, Finished, Publish, Void
 from lunaq_runtime.lua.state import NoRoomError
 from lunaq_runtime.retry import Poison
 from lunaq_runtime.worker.ahead import Ahead
@@ -77,6 +77,7 @@ class Lane:
         self._stepper = stepper
         self._idle = deque(reversed(slots))  # the one used last is taken first: its memory is in the caches
         self._several = len(slots) > 1
+        self._only = None if self._several else slots[0]
         self._resumable: deque[tuple[Slot, Reply]] = deque()
         self._collect = collect
         self._queued = False
@@ -103,21 +104,31 @@ class Lane:
         if not self._queued:
             self.schedule()
 
-    def confirm(self, slot: Slot, reply: Reply) -> None:
-        """Take the reply to a publish that its run went ahead of (`ahead`): mostly the confirm, its end."""
-        session, delivery, ended = slot.session, slot.delivery, slot.ended
-        if reply is not PUBLISHED or slot.interruption or session is None or delivery is None:
-            self.resume(slot, reply)
-            return
-        self.ahead.was_confirmed()
-        self._take(slot, session, delivery, ended, monotonic())
-        # Taken last: the one that ran has the state that is in the caches.
-        self._idle.appendleft(slot)
-        if not self._queued:
-            self.schedule()
+    def confirmed(self, session: Session, delivery: Delivery, started: float) -> None:
+        """Take a success whose run went ahead of a publish that is confirmed by now."""
+        self.spent.append((1, monotonic() - started))
+        session.succeeded.append(delivery)
         if not self._looking:
             self._looking = True
-            self._loop.call_soon(self.look)
+            self._loop.call_soon(self.look)  # later, for a chunk's confirms come together
+        if self._only is not None:
+            self.go_on()
+
+    def begin_anew(self, session: Session, delivery: Delivery) -> None:
+        """Let a delivery run again whose run went ahead of a publish that was refused; it waits this time."""
+        self.ahead.was_void()
+        if session.returning:
+            session.hand_back(delivery)
+        else:
+            session.unstarted.appendleft(delivery)
+            self.schedule()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Go on where a run that went ahead has come to its end: one slot alone has kept the order."""
+        if self._only is not None:
+            self._idle.append(self._only)
+            self.schedule()
 
     def close(self) -> None:
         """Begin nothing more, and look no more by itself."""
@@ -189,7 +200,7 @@ class Lane:
         if self._serviceable():
             self._queue_again()
         session = self.session
-        if self.outcomes or (session and session.succeeded):
+        if self.outcomes or self.ahead.published or (session and session.succeeded):
             self._call()
 
     def _serviceable(self) -> bool:
@@ -238,7 +249,7 @@ class Lane:
             self._idle.append(slot)
             return
         unstarted = session.unstarted
-        self.ahead.prepare(slot)
+        slot.runs_ahead = self.ahead.may()
         free = True
         while free and unstarted and not thread.late:
             if slot.most > 1:
@@ -336,7 +347,7 @@ class Lane:
         if isinstance(outcome, Void):
             self.ahead.was_void()
             slot.release(state_lost=outcome.state_lost)
-            self.ahead.prepare(slot)
+            slot.runs_ahead = False
             return self._start_one(slot, session, thread, delivery)
         free = self._take(slot, session, delivery, outcome, thread.since)
         if not self._awake:
@@ -344,19 +355,18 @@ class Lane:
         return free
 
     def _take(self, slot: Slot, session: Session, delivery: Delivery, outcome: Outcome, now: float) -> bool:
-        """Leave an outcome for the loop; false where the slot is still at work on its delivery."""
+        """Leave an outcome for the loop; false where the slot is not free for the next delivery."""
         free = True
         if outcome is SUCCEEDED:
             self.spent.append((1, now - slot.started))
             slot.release()
             session.succeeded.append(delivery)
+        elif outcome.__class__ is Publish and outcome.ended is not None:
+            slot.release(state_lost=outcome.ended.state_lost)
+            self.ahead.published.append((session, delivery, slot.started, outcome))
+            free = self._several  # one alone stays until the confirm (`go_on`), for the order of messages
         else:
-            if outcome.__class__ is Publish:  # as most are
-                ran_in = slot
-                if outcome.ended is not None:
-                    slot = self._wait(ran_in, session, delivery, outcome.ended)
-                free = slot is not ran_in
-            elif isinstance(outcome, Finished):
+            if isinstance(outcome, Finished):
                 self.spent.append((1, now - slot.started))
                 slot.release(state_lost=outcome.state_lost)
             elif isinstance(outcome, Exception):
@@ -367,17 +377,6 @@ class Lane:
                 free = False  # it is a request, and the slot waits for its reply
             self.outcomes.append((slot, session, delivery, outcome))
         return free
-
-    def _wait(self, slot: Slot, session: Session, delivery: Delivery, ended: Finished) -> Slot:
-        """Have a delivery wait whose run in `slot` went ahead; tells where, in another one if one is free."""
-        try:
-            other = self._idle.popleft()
-        except IndexError:
-            self.ahead.leave(slot, ended)
-            return slot
-        other.wait(session, delivery, slot.started, ended)
-        slot.release(state_lost=ended.state_lost)
-        return other
 
     def _wake(self) -> None:
         if not self._awake:

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 MAX_TARGETS = 1000
 """Queues whose exchange is remembered."""
 
+OVERHEAD = 512
+"""Bytes that a publish on its way is taken to use beside its body."""
+
 Reply = tuple[Any, ...]
 Target = tuple[str, "Callable[[Any], bytes]", str]
 """An exchange, what encodes a value for its queue, and the content type of that."""
@@ -44,7 +47,8 @@ class Requests:
     """Carries out one consumer's requests on its broker.
 
     `queues` are the document's; a queue that is not listed has its ID for a name, as the operator makes it.
-    `private_ranges` are those that `http_client` may reach (`entries.model.Handler`).
+    `private_ranges` are those that `http_client` may reach (`entries.model.Handler`). `on_their_way` is about
+    how many bytes the publishes take that are not answered yet.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Requests:
         self._targets: dict[str, Target] = {}
         self._private_ranges = private_ranges
         self._http: HttpClient | None = None
+        self.on_their_way = 0
 
     async def close(self) -> None:
         """End what goes beyond one request: HTTP connections."""
@@ -102,10 +107,13 @@ class Requests:
         except codecs.CodecError as error:
             answer(self._refuse(_refused("encode_failed", str(error))))
         else:
-            self._broker.publish_soon(outgoing, partial(self._answered, answer))
+            size = len(outgoing.body) + OVERHEAD
+            self.on_their_way += size
+            self._broker.publish_soon(outgoing, partial(self._answered, answer, size))
 
-    def _answered(self, answer: Callable[[Reply], None], error: BrokerError | None) -> None:
+    def _answered(self, answer: Callable[[Reply], None], size: int, error: BrokerError | None) -> None:
         """Turn a broker's answer into the reply to one request."""
+        self.on_their_way -= size
         if error is None:
             self._counters.published += 1
             answer(PUBLISHED)

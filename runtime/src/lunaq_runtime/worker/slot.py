@@ -1,30 +1,27 @@
-"""A concurrency slot: a place for one delivery in work, with a Lua state unless its run is over (`ahead`).
+"""A concurrency slot: a Lua state, and a place for the one delivery that it is at work on.
 
-`lane` calls `start`, `resume` and `release` in a Lua thread, one at a time, and `release` on the event loop
-where only a confirm was waited for; `interrupt` and the reading of attributes are the loop's. A state that
-was lost (out of memory, interrupted where it cannot be trusted) is made again for the next run.
+`lane` calls `start`, `resume` and `release` in a Lua thread, one at a time; `interrupt` and the reading of
+attributes are the event loop's. A state that was lost (out of memory, interrupted where it cannot be
+trusted) is made again for the next run.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lunaq_runtime import codecs
 from lunaq_runtime.limits import MAX_BODY
 from lunaq_runtime.lua.errors import INTERNAL, HandlerError
-from lunaq_runtime.lua.requests import Finished, Void
+from lunaq_runtime.lua.requests import Finished
 from lunaq_runtime.retry import DECODE_ERROR, TOO_LARGE, Poison
-from lunaq_runtime.trace_context import PARENT, carried
-from lunaq_runtime.worker.context import DeliveryContext
+from lunaq_runtime.worker.context import DeliveryContext, carry_on_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lunaq_runtime.entries.model import Consumer
-    from lunaq_runtime.lua.requests import Publish, Request
+    from lunaq_runtime.lua.requests import Publish, Request, Void
     from lunaq_runtime.message import Delivery
     from lunaq_runtime.worker.batch import Batch
     from lunaq_runtime.worker.pending import Pending
@@ -85,8 +82,7 @@ class Slot:
     that the event loop is carrying out for it. An `interruption` holds for all that may still be started.
     `decoders` are its queue's, by content type.
     `most` is how many deliveries the next batch should have; of a `batch`, any one may be in work.
-    `runs_ahead`: whether runs may go ahead of the confirms of their publishes, see `ahead`; `ended` is what
-    one that did has come to, once its publish is confirmed.
+    `runs_ahead`: whether runs may go ahead of the confirms of their publishes, see `ahead`.
     """
 
     __slots__ = (
@@ -101,7 +97,6 @@ class Slot:
         "batch",
         "decoders",
         "delivery",
-        "ended",
         "interruption",
         "most",
         "pending",
@@ -126,7 +121,6 @@ class Slot:
         self.batch: Batch | None = None
         self.most = 1
         self.runs_ahead = False
-        self.ended: Finished | None = None
         self.pending: Pending | None = None
         self.interruption: HandlerError | None = None
 
@@ -135,27 +129,6 @@ class Slot:
         """Bytes that the Lua state had in use when last looked at; another thread may be at work in it."""
         state = self._state
         return state.memory.seen if state else 0
-
-    def prepare(self, spare: list[State], *, runs_ahead: bool) -> None:
-        """Take one of the spare states where it has none, and know how to start."""
-        if self._state is None and spare:
-            with suppress(IndexError):  # another thread may be faster
-                self._state = spare.pop()
-        self.runs_ahead = runs_ahead
-
-    def wait(self, session: Session, delivery: Delivery, started: float, ended: Finished) -> None:
-        """Be at work on a delivery whose run, in another slot, went ahead and has come to this."""
-        self.started = started
-        self.session = session
-        self.delivery = delivery
-        self.ended = ended
-
-    def leave_state(self, ended: Finished, spare: list[State]) -> None:
-        """Let go of the state, in which the run has come to this end; unless it is lost, it is spare now."""
-        state, self._state = self._state, None
-        self.ended = ended
-        if state is not None and not ended.state_lost:
-            spare.append(state)
 
     def load(self) -> None:
         """Load the handler; HandlerLoadError says what is wrong with it."""
@@ -189,13 +162,7 @@ class Slot:
             return self._failed(error)
 
     def resume(self, reply: tuple[Any, ...] | HandlerError) -> Request | Finished | Void:
-        """Go on with the reply to a request, or end with an error instead of one.
-
-        A run that went ahead comes here only if its publish was not confirmed, and Lua is not asked.
-        """
-        if self.ended is not None:
-            error = self.interruption or (reply if isinstance(reply, HandlerError) else None)
-            return Finished(error) if error else Void()
+        """Go on with the reply to a request, or end with an error instead of one."""
         invocation = self._invocation
         if invocation is None:  # pragma: no cover - only what was started is resumed
             raise RuntimeError("a slot was resumed that had not been started")
@@ -259,19 +226,16 @@ class Slot:
         return invocation.carry_on(outcome)
 
     def traced(self, request: Publish, answer: Answer) -> tuple[Publish, Answer]:
-        """Let a publish carry on the trace of the delivery in work, unless the handler set another one.
+        """Let a publish carry on the trace of the delivery in work.
 
         Returns the publish to make, and what to call with its reply.
         """
         delivery = self.delivery
-        if delivery is None or delivery.bare or PARENT in request.headers:
-            return request, answer
-        headers = carried(delivery.properties.headers)
-        return (replace(request, headers=headers | request.headers) if headers else request), answer
+        return (request if delivery is None else carry_on_trace(request, delivery)), answer
 
     def release(self, *, state_lost: bool = False) -> None:
         """Be free for another delivery."""
-        self.delivery = self.session = self._invocation = self.ended = None
+        self.delivery = self.session = self._invocation = None
         if state_lost:
             self._state = None
 

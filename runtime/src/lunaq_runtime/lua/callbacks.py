@@ -55,9 +55,6 @@ class LogVolume:
         )
 
 
-_NANOSECONDS = 1_000_000_000
-
-
 def _never() -> HandlerError | None:
     """Tell that nothing has to end."""
     return None
@@ -169,7 +166,7 @@ class Callbacks:
             "message_header": self._message_header,
             "message_headers": lambda: self.to_lua(self._message().headers or {}),
             "message_id": lambda: _bytes(self._message().message_id),
-            "monotonic": lambda: int(self._monotonic() * _NANOSECONDS),
+            "monotonic": lambda: int(self._monotonic() * durations.SECOND),
             "now": self._wall_clock,
             "parse_duration": _parse_duration,
             "wrap_error": _wrap_error,

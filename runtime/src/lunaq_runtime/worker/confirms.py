@@ -46,48 +46,43 @@ class Confirms:
         self._timeout = timeout
         self._end = end
         self._look_at = look_at
-        self._deadline = float("inf")
         self._waiting: dict[Delivery, tuple[Session, float, Finished]] = {}
-        self._interruption: HandlerError | None = None
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._lane.ahead.published)
 
-    def publish(self) -> bool:
-        """Publish what runs went ahead of; false if there was nothing."""
+    def publish(self, interruption: HandlerError | None) -> bool:
+        """Publish what runs went ahead of, or end them if all are interrupted; false if there was nothing."""
         ahead, requests, waiting = self._lane.ahead, self._requests, self._waiting
         count = len(ahead.published)
         for _ in range(count):
             session, delivery, started, publish = ahead.published.popleft()
-            if self._interruption:
-                self._over(session, delivery, started, Finished(self._interruption))
+            if interruption:
+                self._over(session, delivery, started, Finished(interruption))
                 continue
-            if started + self._timeout < self._deadline:
-                self._deadline = started + self._timeout
-                self._look_at(self._deadline)
+            self._look_at(started + self._timeout)
             waiting[delivery] = session, started, publish.ended or SUCCEEDED
             requests.publish_soon(carry_on_trace(publish, delivery), partial(self._answered, delivery))
         ahead.crowded = requests.on_their_way > MOST_BYTES
         return count > 0
 
     def interrupt(self, error: HandlerError) -> None:
-        """Wait for nothing more, now and from now on: the messages are handed back."""
-        self._interruption = error
+        """Wait for nothing more that is published already: the messages are handed back."""
         while self._waiting:
             delivery, (session, started, _) = self._waiting.popitem()
             self._over(session, delivery, started, Finished(error))
 
     def expire(self, now: float) -> float:
         """End those whose time is up; returns when the next one's is, in the loop's time."""
-        self._deadline = float("inf")
+        following = float("inf")
         for delivery, (session, started, _) in list(self._waiting.items()):
             deadline = started + self._timeout
             if deadline <= now:
                 del self._waiting[delivery]
                 self._over(session, delivery, started, Finished(timeout_error(self._timeout)))
             else:
-                self._deadline = min(self._deadline, deadline)
-        return self._deadline
+                following = min(following, deadline)
+        return following
 
     def _answered(self, delivery: Delivery, reply: Reply) -> None:
         """Take the reply to a publish: mostly the confirm; where it is refused, the run is void."""

@@ -115,7 +115,7 @@ class Desk:
             if self._abandoned:
                 succeeded = [delivery for delivery in succeeded if not self._was_abandoned(delivery)]
             counters.acked += session.settler.ack(succeeded)
-        found = self._confirms.publish() or found
+        found = self._confirms.publish(self._interruption) or found
         if count := len(lane.spent):
             counters.ran([lane.spent.popleft() for _ in range(count)])
         for _ in range(len(lane.outcomes)):
@@ -242,8 +242,8 @@ class Desk:
 
     def _pending(self, slot: Slot) -> Pending | None:
         """Make what takes the reply to a slot's request, within the handler's time; None if interrupted."""
-        if slot.interruption:
-            self.lane.resume(slot, slot.interruption)
+        if self._interruption:
+            self.lane.resume(slot, self._interruption)
             return None
         self._look_at(slot.started + self._timeout)
         slot.pending = pending = Pending(slot, self.lane.resume)
@@ -336,8 +336,7 @@ class Desk:
                 else:
                     following = min(following, deadline)
         following = min(following, self._confirms.expire(now))
-        if following < float("inf"):
-            self._look_at(following)
+        self._look_at(following)
 
 
 def _outcome(finished: Finished) -> Outcome:

@@ -76,8 +76,7 @@ class Lane:
         self._loop = loop
         self._stepper = stepper
         self._idle = deque(reversed(slots))  # the one used last is taken first: its memory is in the caches
-        self._several = len(slots) > 1
-        self._only = None if self._several else slots[0]
+        self._only = slots[0] if len(slots) == 1 else None
         self._resumable: deque[tuple[Slot, Reply]] = deque()
         self._collect = collect
         self._queued = False
@@ -111,8 +110,7 @@ class Lane:
         if not self._looking:
             self._looking = True
             self._loop.call_soon(self.look)  # later, for a chunk's confirms come together
-        if self._only is not None:
-            self.go_on()
+        self.go_on()
 
     def begin_anew(self, session: Session, delivery: Delivery) -> None:
         """Let a delivery run again whose run went ahead of a publish that was refused; it waits this time."""
@@ -181,7 +179,7 @@ class Lane:
     def serve(self, thread: LuaThread) -> None:
         """Resume what can go on, start what can start, until nothing is left or the turn is over."""
         self._queued = False
-        if self._several and not self._awaited and self._serviceable():
+        if self._only is None and not self._awaited and self._serviceable():
             # Where this thread does not come back, another one finds the lane in line.
             self._queue_again()
         until = thread.since + (ROUND if self._awaited else TURN)
@@ -364,7 +362,7 @@ class Lane:
         elif outcome.__class__ is Publish and outcome.ended is not None:
             slot.release(state_lost=outcome.ended.state_lost)
             self.ahead.published.append((session, delivery, slot.started, outcome))
-            free = self._several  # one alone stays until the confirm (`go_on`), for the order of messages
+            free = self._only is None  # that one stays until the confirm (`go_on`), for the order
         else:
             if isinstance(outcome, Finished):
                 self.spent.append((1, now - slot.started))

@@ -28,7 +28,6 @@ MAX_BATCH = 100
 MAX_READ = 1024 * 1024
 DEFAULT_READ = 64 * 1024
 MAX_FIELDS = 1000
-_NANOSECONDS = 1_000_000_000
 
 _OPTIONS = frozenset(
     {
@@ -219,7 +218,7 @@ def _timeout(value: Any) -> float:
     seconds = None
     if isinstance(value, str):
         try:
-            seconds = durations.parse_duration(value) / _NANOSECONDS
+            seconds = durations.parse_duration(value) / durations.SECOND
         except ValueError:
             seconds = None
     elif isinstance(value, (int, float)) and not isinstance(value, bool):

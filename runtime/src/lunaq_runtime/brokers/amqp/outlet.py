@@ -17,7 +17,6 @@ from lunaq_runtime.brokers.amqp.errors import broker_error
 from lunaq_runtime.brokers.amqp.frames import ACK, FRAME_OVERHEAD, RETURN
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.features import Feature
-from lunaq_runtime.brokers.wire import short_text
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,12 +27,10 @@ if TYPE_CHECKING:
 
     from lunaq_runtime.brokers.amqp.frames import Event
     from lunaq_runtime.brokers.amqp.link import Link
-    from lunaq_runtime.message import Outgoing
+    from lunaq_runtime.brokers.amqp.routes import Entry
 
 log = logging.getLogger(__name__)
 
-_PUBLISH = b"\x00\x3c\x00\x28\x00\x00"  # class 60, method 40, a reserved number
-_MANDATORY = b"\x01"
 _FRAME = Struct(">BHI").pack
 _HEADER = Struct(">BHIIQ").pack  # type, channel, size, class and weight, body size
 _HEADER_AND_BODY = Struct(">cBHI").pack  # the end of a header frame, the beginning of a body frame
@@ -43,56 +40,6 @@ _RETURN_TEXT_AT = 13  # frame (7 bytes), class and method (4), code (2)
 _SAME = 16
 _WRITE_BYTES = 256 * 1024
 """About how much is written at once, before it is looked whether the socket still takes more."""
-
-
-class Route:
-    """An exchange and a routing key, encoded once; BrokerError `encode_failed` where one is too long."""
-
-    __slots__ = ("_payload", "channel", "exchange", "frame")
-
-    def __init__(self, exchange: str, routing_key: str) -> None:
-        self.exchange = exchange
-        names = short_text("the exchange", exchange) + short_text("the routing key", routing_key)
-        self._payload = _PUBLISH + names + _MANDATORY
-        self.channel = -1
-        self.frame = b""
-
-    def frame_for(self, channel: int) -> bytes:
-        """Give the whole method frame; it stays in `frame` as long as `channel` is the same."""
-        if channel != self.channel:
-            self.channel = channel
-            self.frame = _FRAME(1, channel, len(self._payload)) + self._payload + _END
-        return self.frame
-
-
-class Entry:
-    """A message on its way: `properties` are its encoded ones, `deadline` is in loop time.
-
-    `done` is called once, and is None from then on; a message that was sent keeps its place until the broker
-    has answered, even if nobody waits for that any more.
-    """
-
-    __slots__ = ("deadline", "done", "message", "properties", "returned", "route")
-
-    def __init__(
-        self,
-        message: Outgoing,
-        route: Route,
-        properties: bytes,
-        done: Callable[[BrokerError | None], None],
-        deadline: float,
-    ) -> None:
-        self.message: Outgoing | None = message
-        self.route = route
-        self.properties = properties
-        self.done: Callable[[BrokerError | None], None] | None = done
-        self.deadline = deadline
-        self.returned = False
-
-    @property
-    def what(self) -> str:
-        """Say what failed, for an error's text."""
-        return f"cannot publish to exchange '{self.route.exchange}'"
 
 
 class Outlet:
@@ -152,6 +99,7 @@ class Outlet:
                 self._lowest = max(self._lowest, last + 1)
             for number in numbers:
                 if entry := in_flight.pop(number, None):
+                    entry.route.unconfirmed -= 1
                     confirmed = method == ACK and not entry.returned
                     self._resolve(entry, None if confirmed else _refusal(entry))
 
@@ -169,6 +117,7 @@ class Outlet:
         self._sent += 1
         self._in_flight[self._sent] = entry
         route = entry.route
+        route.unconfirmed += 1
         method = route.frame if route.channel == number else route.frame_for(number)
         start = _HEADER(2, number, header, _BASIC, length)
         if 0 < length <= self._longest:
@@ -203,6 +152,7 @@ class Outlet:
         self._tap.leave(self._number, self)
         left, self._in_flight = self._in_flight, {}
         for entry in left.values():
+            entry.route.unconfirmed -= 1
             self._resolve(entry, _why(entry, error))
 
 

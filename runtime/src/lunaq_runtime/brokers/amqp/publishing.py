@@ -1,7 +1,8 @@
 """Publishing with confirms, through reconnects; `broker` makes one Publisher and tells it of its links.
 
-A message waits in one of three places until it is sent: for a connection, for its exchange to be proven, or
-for the next turn of the loop, which writes all that has gathered at once. Each exchange's first message on a
+A message waits in one of four places until it is sent: for a connection, for its exchange to be proven, for
+fewer publishes of its route to be unconfirmed, or for the next turn of the loop, which writes all that has
+gathered at once. Each exchange's first message on a
 connection goes over a channel of its own, after a passive declare: an exchange that is missing or forbidden
 closes the channel, and on the shared one that would take others' confirms with it.
 """
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from lunaq_runtime.brokers.amqp import qpid
 from lunaq_runtime.brokers.amqp.declare import TIMEOUT
-from lunaq_runtime.brokers.amqp.outlet import Entry, Outlet, Route
+from lunaq_runtime.brokers.amqp.outlet import Outlet
+from lunaq_runtime.brokers.amqp.routes import MOST_UNCONFIRMED, Entry, Routes
 from lunaq_runtime.brokers.amqp.tap import report
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.features import Feature
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from lunaq_runtime.message import Outgoing, Properties
 
 _NEVER = float("inf")
-_MOST_ROUTES = 1024
 _ANSWERED = ("nacked", "unroutable")
 """Refusals of a message, not of its exchange: the broker has looked at it."""
 
@@ -50,7 +51,7 @@ class Publisher:
         self._unproven: dict[str, deque[Entry]] = {}
         self._queue: deque[Entry] = deque()
         self._flushing = False
-        self._routes: dict[tuple[str, str], Route] = {}
+        self._routes = Routes()
         self._pending = 0
         self._idle: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -66,7 +67,7 @@ class Publisher:
         try:
             if self._closed:
                 raise BrokerError("closed", f"the connection to {self._endpoint} is closed")  # noqa: TRY301 - told like all others
-            route = self._routes.get((message.exchange, message.routing_key)) or self._new_route(message)
+            route = self._routes.find(message.exchange, message.routing_key)
             properties = stamp(message) if message.__class__ is Stamped else self._encoded(message.properties)
         except BrokerError as error:
             self._loop.call_soon(done, error)
@@ -75,7 +76,11 @@ class Publisher:
         if deadline < self._alarm_at:
             self._wake_at(deadline)
         self._pending += 1
-        self._sort(Entry(message, route, properties, done, deadline))
+        entry = Entry(message, route, properties, done, deadline)
+        if route.unconfirmed >= MOST_UNCONFIRMED or route.held:
+            self._routes.hold(entry)
+        else:
+            self._sort(entry)
 
     def _encoded(self, properties: Properties) -> bytes:
         if not self._expirations:
@@ -140,13 +145,6 @@ class Publisher:
             task.cancel()
         if self._alarm:
             self._alarm.cancel()
-
-    def _new_route(self, message: Outgoing) -> Route:
-        if len(self._routes) >= _MOST_ROUTES:
-            self._routes.clear()
-        route = Route(message.exchange, message.routing_key)
-        self._routes[message.exchange, message.routing_key] = route
-        return route
 
     def _sort(self, entry: Entry) -> None:
         exchange = entry.route.exchange
@@ -275,9 +273,16 @@ class Publisher:
         return outlet
 
     def _resolve(self, entry: Entry, error: BrokerError | None) -> None:
-        done = entry.done
-        if done is None:
-            return
+        """Tell what became of a message, and send one that was held for it."""
+        if entry.done is not None:
+            self._tell(entry, entry.done, error)
+        route = entry.route
+        if route.held and route.unconfirmed < MOST_UNCONFIRMED:
+            self._sort(self._routes.next_held(route))
+
+    def _tell(
+        self, entry: Entry, done: Callable[[BrokerError | None], None], error: BrokerError | None
+    ) -> None:
         entry.done = None
         if error is not None and error.reason not in _ANSWERED:
             # Deleted or forbidden since: look again before the shared channel is used for it once more.
@@ -293,6 +298,7 @@ class Publisher:
     def _entries(self) -> Iterator[Entry]:
         yield from self._unlinked
         yield from self._queue
+        yield from self._routes.held()
         for waiting in self._unproven.values():
             yield from waiting
         for outlet in self._outlets:
@@ -315,6 +321,7 @@ class Publisher:
             entry.message = None
         self._unlinked = deque(entry for entry in self._unlinked if entry.done is not None)
         self._queue = deque(entry for entry in self._queue if entry.done is not None)
+        self._routes.forget_done()
         for waiting in self._unproven.values():
             left = [entry for entry in waiting if entry.done is not None]
             waiting.clear()

@@ -1,0 +1,203 @@
+"""How many publishes of a route may be unconfirmed, and what becomes of those that are held meanwhile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.amqp_publishing import Answers, confirm, message, published, until, warm
+from lunaq_runtime.brokers.amqp import publishing
+
+if TYPE_CHECKING:
+    from harness.amqp_peer import Connection, Peer
+    from lunaq_runtime.brokers.amqp import AmqpBroker
+
+MOST = 3
+
+
+@pytest.fixture(autouse=True)
+def most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "MOST_UNCONFIRMED", MOST)
+
+
+def bodies(connection: Connection) -> list[bytes]:
+    return [publish.body for publish in connection.publishes]
+
+
+async def full(peer: Peer, broker: AmqpBroker, answers: Answers) -> Connection:
+    """Have as many publishes unconfirmed as may be: "0", "1" and so on."""
+    connection = await warm(peer, broker)
+    for number in range(MOST):
+        answers.publish(str(number))
+    await published(connection, MOST)
+    return connection
+
+
+async def seen(broker: AmqpBroker) -> None:
+    """Ask the peer something, after which it has what was written before."""
+    await broker.queue_info("anything")
+
+
+async def test_what_goes_beyond_is_held_and_each_confirm_lets_one_go_in_order(peer: Peer, broker: AmqpBroker):
+    answers = Answers(broker)
+    connection = await full(peer, broker, answers)
+    names = [str(number) for number in range(8)]
+    for name in names[MOST:]:
+        answers.publish(name)
+    await seen(broker)
+    assert len(connection.publishes) == MOST
+    connection.confirm(connection.publishes[0])
+    await published(connection, MOST + 1)
+    await seen(broker)
+    assert len(connection.publishes) == MOST + 1
+    peer.on_publish = confirm
+    for publish in connection.publishes[1:]:
+        connection.confirm(publish)
+    assert await answers.all(*names) == dict.fromkeys(names)
+    assert bodies(connection) == [name.encode() for name in names]
+
+
+async def test_nothing_overtakes_what_is_held(peer: Peer, broker: AmqpBroker):
+    answers = Answers(broker)
+    connection = await warm(peer, broker)
+    broker.publish_soon(message(b"0"), lambda _error: answers.publish("new"))
+    await published(connection, 1)
+    names = [str(number) for number in range(1, 2 * MOST)]
+    for name in names[: MOST - 1]:
+        answers.publish(name)
+    await published(connection, MOST)
+    for name in names[MOST - 1 :]:
+        answers.publish(name)
+    peer.on_publish = confirm
+    for publish in list(connection.publishes):
+        connection.confirm(publish)
+    await answers.all(*names, "new")
+    assert bodies(connection) == [name.encode() for name in ("0", *names, "new")]
+
+
+async def test_more_than_may_be_unconfirmed_are_confirmed_before_one_is_let_go(
+    peer: Peer, broker: AmqpBroker
+):
+    answers = Answers(broker)
+    connection = await warm(peer, broker)
+    names = [str(number) for number in range(2 * MOST)]
+    for name in names:
+        answers.publish(name)  # all in one turn: it is counted once they are written
+    await published(connection, 2 * MOST)
+    answers.publish("held")
+    for publish in connection.publishes[:MOST]:
+        connection.confirm(publish)
+    await answers.all(*names[:MOST])
+    await seen(broker)
+    assert b"held" not in bodies(connection)
+    connection.confirm(connection.publishes[MOST])
+    await published(connection, 2 * MOST + 1)
+    connection.confirm(connection.publishes[-1], multiple=True)
+    assert await answers.all("held") == {"held": None}
+
+
+async def test_one_refusal_of_many_lets_as_many_go(peer: Peer, broker: AmqpBroker):
+    answers = Answers(broker)
+    connection = await full(peer, broker, answers)
+    names = [str(number) for number in range(2 * MOST)]
+    for name in names[MOST:]:
+        answers.publish(name)
+    connection.confirm(connection.publishes[MOST - 1], multiple=True, nack=True)
+    await published(connection, 2 * MOST)
+    connection.confirm(connection.publishes[-1], multiple=True)
+    assert await answers.all(*names) == {name: "nacked" if int(name) < MOST else None for name in names}
+
+
+async def test_a_route_that_confirms_nothing_holds_up_no_other(peer: Peer, broker: AmqpBroker):
+    answers = Answers(broker)
+    connection = await full(peer, broker, answers)
+    answers.publish("held")
+    answers.publish("other key", message(b"other key", key="other"))
+    await published(connection, MOST + 1)
+    connection.confirm(connection.publishes[-1])
+    assert await answers.all("other key") == {"other key": None}
+    await seen(broker)
+    assert b"held" not in bodies(connection)
+    peer.on_publish = confirm
+    connection.confirm(connection.publishes[MOST - 1], multiple=True)
+    assert await answers.all("held") == {"held": None}
+
+
+async def test_what_is_held_too_long_is_a_timeout_and_never_sent(peer: Peer, broker: AmqpBroker):
+    answers = Answers(broker)
+    connection = await full(peer, broker, answers)
+    answers.publish("late", timeout=0.05)
+    answers.publish("patient")
+    assert await answers.all("late") == {"late": "timeout"}
+    assert "no confirm in time" in answers.texts["late"]
+    assert len(list(broker._publisher._routes.held())) == 1, "what was given up is forgotten"
+    peer.on_publish = confirm
+    for publish in connection.publishes:
+        connection.confirm(publish)
+    assert await answers.all("patient") == {"patient": None}
+    assert b"late" not in bodies(connection)
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_lets_one_go(peer: Peer, broker: AmqpBroker):
+    answers = Answers(broker)
+    connection = await warm(peer, broker)
+    late = [str(number) for number in range(MOST)]
+    for name in late:
+        answers.publish(name, timeout=0.05)
+    await published(connection, MOST)
+    answers.publish("patient")
+    assert await answers.all(*late) == dict.fromkeys(late, "timeout")
+    await seen(broker)
+    assert b"patient" not in bodies(connection)
+    peer.on_publish = confirm
+    connection.confirm(connection.publishes[MOST - 1], multiple=True)
+    assert await answers.all("patient") == {"patient": None}
+
+
+async def test_what_is_held_when_the_connection_is_lost_is_sent_over_the_next(peer: Peer, broker: AmqpBroker):
+    answers = Answers(broker)
+    connection = await full(peer, broker, answers)
+    names = [f"held {number}" for number in range(2 * MOST)]
+    for name in names:
+        answers.publish(name)
+    peer.on_publish = confirm
+    connection.abort()
+    assert await answers.all(*names) == dict.fromkeys(names)
+    await until(lambda: len(peer.connections) == 2, "the next connection")
+    assert sorted(bodies(peer.last)) == sorted(name.encode() for name in names)
+
+
+async def test_closing_waits_for_what_is_held(peer: Peer, broker: AmqpBroker):
+    answers = Answers(broker)
+    connection = await full(peer, broker, answers)
+    answers.publish("held")
+    peer.on_publish = confirm
+    for publish in connection.publishes:
+        connection.confirm(publish)
+    await broker.close()
+    assert answers.reasons == dict.fromkeys(["0", "1", "2", "held"])
+
+
+async def test_what_is_held_while_nothing_is_answered_is_told_at_the_end(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lunaq_runtime.brokers.amqp.broker.CLOSE_TIMEOUT", 0.05)
+    answers = Answers(broker)
+    await full(peer, broker, answers)
+    answers.publish("held")
+    await broker.close()
+    assert answers.reasons == dict.fromkeys(["0", "1", "2", "held"], "connection")
+
+
+async def test_a_channel_closed_over_one_message_lets_what_is_held_go_to_the_next(
+    peer: Peer, broker: AmqpBroker
+):
+    answers = Answers(broker)
+    connection = await full(peer, broker, answers)
+    names = [f"held {number}" for number in range(2 * MOST)]
+    for name in names:
+        answers.publish(name)
+    peer.on_publish = confirm
+    connection.close_channel(connection.publishes[0].channel, 404, "NOT_FOUND - no exchange 'y'")
+    assert await answers.all(*names) == dict.fromkeys(names)

@@ -44,12 +44,14 @@ class Answers:
         self._broker = broker
         self.reasons: dict[str, str | None] = {}
         self.texts: dict[str, str] = {}
+        self.on_told: Callable[[str], object] = lambda _name: None
 
     def publish(self, name: str, outgoing: Outgoing | None = None, **options: Any) -> None:
         def done(error: BrokerError | None) -> None:
             assert name not in self.reasons, f"{name} was told of twice"
             self.reasons[name] = error.reason if error else None
             self.texts[name] = str(error or "")
+            self.on_told(name)
 
         self._broker.publish_soon(outgoing or message(name.encode()), done, **options)
 

@@ -1,13 +1,18 @@
-"""How many publishes of a route may be unconfirmed, and what becomes of those that are held meanwhile."""
+"""How many publishes of a route may be unconfirmed, what becomes of those that are held meanwhile, and how an
+answer to many is taken in portions.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pamqp import commands
 
 from harness.amqp_publishing import Answers, confirm, message, published, until, warm
-from lunaq_runtime.brokers.amqp import publishing
+from lunaq_runtime.brokers.amqp import outlet, publishing
+from lunaq_runtime.brokers.amqp.tap import Tap
 
 if TYPE_CHECKING:
     from harness.amqp_peer import Connection, Peer
@@ -201,3 +206,64 @@ async def test_a_channel_closed_over_one_message_lets_what_is_held_go_to_the_nex
     peer.on_publish = confirm
     connection.close_channel(connection.publishes[0].channel, 404, "NOT_FOUND - no exchange 'y'")
     assert await answers.all(*names) == dict.fromkeys(names)
+
+
+@pytest.fixture
+async def eight(
+    peer: Peer, broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Connection, Answers, dict[str, None]]:
+    """Publish "0" to "7", whose answers are taken by three; none of them is held."""
+    monkeypatch.setattr(outlet, "PORTION", 3)
+    monkeypatch.setattr(publishing, "MOST_UNCONFIRMED", 100)
+    connection = await warm(peer, broker)
+    answers = Answers(broker)
+    names = [str(number) for number in range(8)]
+    for name in names:
+        answers.publish(name)
+    await published(connection, len(names))
+    return connection, answers, dict.fromkeys(names)
+
+
+async def test_what_follows_from_the_first_answers_leaves_before_the_last_is_looked_at(
+    eight: Any, monkeypatch: pytest.MonkeyPatch
+):
+    connection, answers, confirmed = eight
+    told_at: list[int] = []
+    write = Tap.write
+
+    def noted(tap: Tap, frames: bytes, *, answer: bool = True) -> None:
+        told_at.append(len(answers.reasons))
+        write(tap, frames, answer=answer)
+
+    answers.on_told = lambda name: answers.publish(f"after {name}") if name in confirmed else None
+    monkeypatch.setattr(Tap, "write", noted)
+    connection.confirm(connection.publishes[-1], multiple=True)
+    await published(connection, 16)
+    assert told_at == [2, 5, 8], "`warm` had the first number"
+    connection.confirm(connection.publishes[-1], multiple=True)
+    await answers.all(*(f"after {name}" for name in confirmed))
+
+
+async def test_an_answer_to_all_there_are_is_none_to_what_is_published_before_its_turn(
+    broker: AmqpBroker, eight: Any
+):
+    connection, answers, confirmed = eight
+    answers.on_told = lambda name: answers.publish("new") if name == "0" else None
+    connection.say(connection.publishes[0].channel, commands.Basic.Ack(0, multiple=True))
+    assert await answers.all(*confirmed) == confirmed
+    await published(connection, 9)
+    await seen(broker)
+    assert "new" not in answers.reasons
+    connection.confirm(connection.publishes[-1])
+    assert await answers.all("new") == {"new": None}
+
+
+async def test_what_was_confirmed_is_not_told_as_lost_because_its_turn_had_not_come(
+    broker: AmqpBroker, eight: Any
+):
+    connection, answers, confirmed = eight
+    lose = broker._publisher.link_lost
+    answers.on_told = lambda name: asyncio.get_running_loop().call_soon(lose) if name == "0" else None
+    connection.give_back(connection.publishes[5])
+    connection.confirm(connection.publishes[6], multiple=True)
+    assert await answers.all(*confirmed) == confirmed | {"5": "unroutable", "7": "connection"}

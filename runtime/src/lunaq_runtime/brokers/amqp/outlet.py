@@ -7,7 +7,10 @@ one of the two that came back either way.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
+from collections import deque
 from dataclasses import replace
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -19,9 +22,7 @@ from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.features import Feature
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections import deque
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from aiormq.channel import Channel
 
@@ -41,6 +42,15 @@ _SAME = 16
 _WRITE_BYTES = 256 * 1024
 """About how much is written at once, before it is looked whether the socket still takes more."""
 
+PORTION = 100
+"""Publishes that are told at a time what the broker says of them. A broker may answer a thousand at once, and
+waits for what follows from it; so the first acks and publishes leave before the last answer is looked at."""
+_ALL = sys.maxsize
+
+Answer = tuple[int, int, int, bytes, bytes]
+"""ACK or NACK, the first and the last number, nothing, nothing; or RETURN, where the properties begin,
+nothing, the head, the body."""
+
 
 class Outlet:
     """Publishes in flight on one channel; `resolve` is told how each ended."""
@@ -49,6 +59,7 @@ class Outlet:
         self, link: Link, channel: Channel, resolve: Callable[[Entry, BrokerError | None], None]
     ) -> None:
         tap = link.tap
+        self._loop = asyncio.get_running_loop()
         self._tap = tap
         self._channel = channel
         self._number = channel.number
@@ -59,6 +70,7 @@ class Outlet:
         self._sent = 0
         self._lowest = 1
         self._in_flight: dict[int, Entry] = {}
+        self._answers: deque[Answer] = deque()
         self.open = not channel.is_closed
         tap.confirm(self._number, self)
         channel.closing.add_done_callback(self._closed)
@@ -86,22 +98,40 @@ class Outlet:
             await self._channel.close()
 
     def on_events(self, events: list[Event]) -> None:
-        in_flight = self._in_flight
+        answers = self._answers
+        idle = not answers
         for method, tag, many, head, body in events:
             if method == RETURN:
-                if self._returns:
-                    self._returned(head, many, body)
-                continue
-            numbers: Iterable[int] = (tag,)
-            if many:
+                answers.append((method, many, 0, head, body))
+            elif many:
                 last = tag or self._sent  # 0 is all there are
-                numbers = range(self._lowest, last + 1)
+                answers.append((method, self._lowest, last, b"", b""))
                 self._lowest = max(self._lowest, last + 1)
-            for number in numbers:
+            else:
+                answers.append((method, tag, tag, b"", b""))
+        if idle:
+            self._take_answers(PORTION)
+
+    def _take_answers(self, most: int) -> None:
+        """Tell of some publishes what the broker says of them, and of the others in the loop's next turns."""
+        answers, in_flight = self._answers, self._in_flight
+        while answers and most > 0:
+            method, first, last, head, body = answers.popleft()
+            if method == RETURN:
+                if self._returns:
+                    self._returned(head, first, body)
+                continue
+            if last - first >= most:
+                answers.appendleft((method, first + most, last, head, body))
+                last = first + most - 1
+            most -= last - first + 1
+            for number in range(first, last + 1):
                 if entry := in_flight.pop(number, None):
                     entry.route.unconfirmed -= 1
                     confirmed = method == ACK and not entry.returned
                     self._resolve(entry, None if confirmed else _refusal(entry))
+        if answers:
+            self._loop.call_soon(self._take_answers, PORTION)
 
     def on_closed(self) -> None:
         # Why is told by aiormq, which reads the broker's text; but nothing may be written from here on.
@@ -150,6 +180,7 @@ class Outlet:
         """Tell all whose answer will never come; `error` closed the channel, None if the connection went."""
         self.open = False
         self._tap.leave(self._number, self)
+        self._take_answers(_ALL)
         left, self._in_flight = self._in_flight, {}
         for entry in left.values():
             entry.route.unconfirmed -= 1

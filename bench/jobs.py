@@ -12,8 +12,10 @@ import yaml
 HERE = Path(__file__).parent
 PREFETCH = 200
 """Messages that a peer may hold, and relays at a time, for Go's pipeline has no other limit either."""
-WIDE = 2000
+GO_WIDE = 2000
 """That of the two fastest once more: Go relays most with it (of 200, 500, 1000, 2000 and 4000)."""
+WIDE = 1000
+"""And ours with this one (of 200, 700, 1000, 1500 and 2000)."""
 HANDLERS = 16
 """Handlers of ours at a time in a relay: one that only waits for its last confirm does not count."""
 BODY = '{"id": NUMBER, "amount": 12.5, "customer": "c-48213", "kind": "order", "note": "%s"}' % ("x" * 110)
@@ -102,7 +104,7 @@ PEERS = (
         "Go, `multiple` acks by 50", ("drain-classic", "drain-quorum", "relay", "latency"), acks=50, times=4
     ),
     Peer(f"lunaq, prefetch {WIDE}", prefetch=WIDE, times=4),
-    Peer(f"Go, `multiple` acks by 50, prefetch {WIDE}", acks=50, prefetch=WIDE, times=4),
+    Peer(f"Go, `multiple` acks by 50, prefetch {GO_WIDE}", acks=50, prefetch=GO_WIDE, times=4),
     Peer("Go, `multiple` acks by 50, with id and time", ("relay",), acks=50, times=4, stamp=True),
     Peer("Go, single acks", ("drain-classic", "drain-quorum", "relay", "latency"), times=4),
     Peer("aiormq + uvloop, acks by 50", acks=50, module="aiormq_peer.py"),

@@ -27,15 +27,16 @@ TITLES = {
 def write(folder: Path, figures: Figures, version: str) -> None:
     """Write figures.json and README.md of the results; `version` is RabbitMQ's."""
     nested: dict[str, dict[str, dict[str, float]]] = {}
+    peers = {peer for _, peer in figures}
     for (job, peer), values in figures.items():
-        nested.setdefault(job, {})[peer] = _summary(values, figures.get((job, _reference(peer)), []))
+        nested.setdefault(job, {})[peer] = _summary(values, figures.get((job, _reference(peer, peers)), []))
     rounds = max(map(len, figures.values()), default=0)
     (folder / "figures.json").write_text(json.dumps(nested, indent=2, ensure_ascii=False) + "\n")
     setting = (
         f"Medians of {rounds} shuffled rounds on one RabbitMQ {version}, {os.cpu_count()} cores, Python"
         f" {platform.python_version()}. Prefetch 200 where none is named; CPU is of all of a peer's"
-        " processes, the broker's not included. Ratios are to Go with `multiple` acks and the same prefetch:"
-        " medians of the rounds' ratios, for a machine is not always as fast. They hold between machines,"
+        " processes, the broker's not included. Ratios are to Go with `multiple` acks, where a prefetch is named"
+        " to Go with its best one: medians of the rounds' ratios, for a machine is not always as fast. They hold between machines,"
         " absolute figures do not."
     )
     lines = ["# Results of `make bench`", "", setting, ""]
@@ -46,10 +47,11 @@ def write(folder: Path, figures: Figures, version: str) -> None:
     (folder / "README.md").write_text("\n".join(lines))
 
 
-def _reference(peer: str) -> str:
-    """Name whom a peer is compared with: Go with the same prefetch."""
-    _, *prefetch = peer.partition(", prefetch ")
-    return REFERENCE + "".join(prefetch)
+def _reference(peer: str, peers: set[str]) -> str:
+    """Name whom a peer is compared with: at its best prefetch with Go at its own."""
+    named = ", prefetch "
+    best = (other for other in peers if other.startswith(REFERENCE + named))
+    return next(best, "") if named in peer else REFERENCE
 
 
 def _summary(rounds: list[dict[str, float]], reference: list[dict[str, float]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import pytest
 from pamqp import commands
 
 from harness.amqp_publishing import Answers, confirm, message, published, until, warm
-from lunaq_runtime.brokers.amqp import outlet, publishing
+from lunaq_runtime.brokers.amqp import outlet
 from lunaq_runtime.brokers.amqp.tap import Tap
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ MOST = 3
 
 
 @pytest.fixture(autouse=True)
-def most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "MOST_UNCONFIRMED", MOST)
+def most(broker: AmqpBroker) -> None:
+    broker._publisher.most_unconfirmed = MOST
 
 
 def bodies(connection: Connection) -> list[bytes]:
@@ -42,6 +42,18 @@ async def full(peer: Peer, broker: AmqpBroker, answers: Answers) -> Connection:
 async def seen(broker: AmqpBroker) -> None:
     """Ask the peer something, after which it has what was written before."""
     await broker.queue_info("anything")
+
+
+@pytest.mark.parametrize(
+    ("prefetches", "most"),
+    [([1], 250), ([600], 300), ([600, 10], 300), ([10, 600], 300), ([65_535], 1000), ([0], 1000)],
+)
+async def test_half_of_what_the_widest_consumer_has_may_be_unconfirmed(
+    broker: AmqpBroker, prefetches: list[int], most: int
+):
+    for prefetch in prefetches:
+        await broker.consume("q", prefetch=prefetch, on_deliveries=lambda _batch: None)
+    assert broker._publisher.most_unconfirmed == most
 
 
 async def test_what_goes_beyond_is_held_and_each_confirm_lets_one_go_in_order(peer: Peer, broker: AmqpBroker):
@@ -214,7 +226,7 @@ async def eight(
 ) -> tuple[Connection, Answers, dict[str, None]]:
     """Publish "0" to "7", whose answers are taken by three; none of them is held."""
     monkeypatch.setattr(outlet, "PORTION", 3)
-    monkeypatch.setattr(publishing, "MOST_UNCONFIRMED", 100)
+    broker._publisher.most_unconfirmed = 100
     connection = await warm(peer, broker)
     answers = Answers(broker)
     names = [str(number) for number in range(8)]

@@ -116,6 +116,7 @@ class AmqpBroker:
             exclusive=exclusive,
             no_ack=no_ack,
         )
+        self._publisher.consumed(prefetch)
         await subscription.start(self, link)
         self._subscriptions.append(subscription)
         if self._watch is None and not link.product.has(Feature.CANCEL_NOTICE):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lunaq_runtime.brokers.amqp import qpid
 from lunaq_runtime.brokers.amqp.declare import TIMEOUT
 from lunaq_runtime.brokers.amqp.outlet import Outlet
-from lunaq_runtime.brokers.amqp.routes import MOST_UNCONFIRMED, Entry, Routes
+from lunaq_runtime.brokers.amqp.routes import MOST_UNCONFIRMED, Entry, Routes, most_unconfirmed
 from lunaq_runtime.brokers.amqp.tap import report
 from lunaq_runtime.brokers.base import BrokerError
 from lunaq_runtime.brokers.features import Feature
@@ -32,14 +32,21 @@ if TYPE_CHECKING:
     from lunaq_runtime.message import Outgoing, Properties
 
 _NEVER = float("inf")
+_NO_LIMIT = 1 << 16
 _ANSWERED = ("nacked", "unroutable")
 """Refusals of a message, not of its exchange: the broker has looked at it."""
 
 
 class Publisher:
-    """All messages on their way to one broker; `endpoint` names it in texts."""
+    """All messages on their way to one broker; `endpoint` names it in texts.
+
+    Attributes:
+        most_unconfirmed: publishes of a route that may be so before others of it are held (`routes`).
+    """
 
     def __init__(self, endpoint: str) -> None:
+        self.most_unconfirmed = MOST_UNCONFIRMED
+        self._widest = 0
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
@@ -77,7 +84,7 @@ class Publisher:
             self._wake_at(deadline)
         self._pending += 1
         entry = Entry(message, route, properties, done, deadline)
-        if route.unconfirmed >= MOST_UNCONFIRMED or route.held:
+        if route.unconfirmed >= self.most_unconfirmed or route.held:
             self._routes.hold(entry)
         else:
             self._sort(entry)
@@ -88,6 +95,11 @@ class Publisher:
         if not self._empty_tables:
             properties = qpid.without_empty_tables(properties)
         return encode_properties(properties)
+
+    def consumed(self, prefetch: int) -> None:
+        """Heed how much a consumer on the same broker has at a time; 0 is no limit."""
+        self._widest = max(self._widest, prefetch or _NO_LIMIT)
+        self.most_unconfirmed = most_unconfirmed(self._widest)
 
     async def publish(self, message: Outgoing, timeout: float) -> None:  # noqa: ASYNC109
         """Publish and await the confirm; BrokerError as `brokers.base` says."""
@@ -277,7 +289,7 @@ class Publisher:
         if entry.done is not None:
             self._tell(entry, entry.done, error)
         route = entry.route
-        if route.held and route.unconfirmed < MOST_UNCONFIRMED:
+        if route.held and route.unconfirmed < self.most_unconfirmed:
             self._sort(self._routes.next_held(route))
 
     def _tell(

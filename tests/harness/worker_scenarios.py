@@ -389,8 +389,8 @@ class AheadScenarios:
         before = run.counters.lua_memory
         for n in range(60):
             await stage.send({"n": n}, message_id=f"m{n}")
-        await run.until(lambda: run.counters.running == 60, "all to wait for their confirms")
-        assert self.published(run) == 60
+        await run.until(lambda: self.published(run) == 60, "all to wait for their confirms")
+        assert run.counters.running == 60
         assert run.counters.lua_memory < before + 256 * 1024
         run.broker.confirm_gate.set()
         await run.until(lambda: run.counters.running == 0, "all to be acked")

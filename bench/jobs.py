@@ -13,9 +13,9 @@ HERE = Path(__file__).parent
 PREFETCH = 200
 """Messages that a peer may hold, and relays at a time, for Go's pipeline has no other limit either."""
 GO_WIDE = 2000
-"""That of the two fastest once more: Go relays most with it (of 200, 500, 1000, 2000 and 4000)."""
+"""The best one of Go, which runs once more with it: it relays most (of 200, 500, 1000, 2000 and 4000)."""
 WIDE = 1000
-"""And ours with this one (of 200, 700, 1000, 1500 and 2000)."""
+"""The best one of ours, likewise (of 200, 700, 1000, 1500 and 2000)."""
 HANDLERS = 16
 """Handlers of ours at a time in a relay: one that only waits for its last confirm does not count."""
 BODY = '{"id": NUMBER, "amount": 12.5, "customer": "c-48213", "kind": "order", "note": "%s"}' % ("x" * 110)

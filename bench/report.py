@@ -37,8 +37,7 @@ def write(folder: Path, figures: Figures, version: str) -> None:
         f" {platform.python_version()}. Prefetch 200 where none is named; CPU is of all of a peer's"
         " processes, the broker's not included. Ratios are to Go with `multiple` acks, where a prefetch is"
         " named to Go with its best one: medians of the rounds' ratios, for a machine is not always as fast."
-        " They hold between machines,"
-        " absolute figures do not."
+        " They hold between machines, absolute figures do not."
     )
     lines = ["# Results of `make bench`", "", setting, ""]
     for job, title in TITLES.items():

@@ -39,6 +39,23 @@ async def full(peer: Peer, broker: AmqpBroker, answers: Answers) -> Connection:
     return connection
 
 
+async def full_and_held(peer: Peer, broker: AmqpBroker, answers: Answers) -> tuple[Connection, list[str]]:
+    """Have twice as many held besides, and whatever comes from now on confirmed."""
+    connection = await full(peer, broker, answers)
+    names = [f"held {number}" for number in range(2 * MOST)]
+    for name in names:
+        answers.publish(name)
+    peer.on_publish = confirm
+    return connection, names
+
+
+def confirm_all(peer: Peer, connection: Connection) -> None:
+    """Confirm each publish that is there, and whatever comes from now on."""
+    peer.on_publish = confirm
+    for publish in list(connection.publishes):
+        connection.confirm(publish)
+
+
 async def seen(broker: AmqpBroker) -> None:
     """Ask the peer something, after which it has what was written before."""
     await broker.queue_info("anything")
@@ -86,9 +103,7 @@ async def test_nothing_overtakes_what_is_held(peer: Peer, broker: AmqpBroker):
     await published(connection, MOST)
     for name in names[MOST - 1 :]:
         answers.publish(name)
-    peer.on_publish = confirm
-    for publish in list(connection.publishes):
-        connection.confirm(publish)
+    confirm_all(peer, connection)
     await answers.all(*names, "new")
     assert bodies(connection) == [name.encode() for name in ("0", *names, "new")]
 
@@ -149,9 +164,7 @@ async def test_what_is_held_too_long_is_a_timeout_and_never_sent(peer: Peer, bro
     assert await answers.all("late") == {"late": "timeout"}
     assert "no confirm in time" in answers.texts["late"]
     assert len(list(broker._publisher._routes.held())) == 1, "what was given up is forgotten"
-    peer.on_publish = confirm
-    for publish in connection.publishes:
-        connection.confirm(publish)
+    confirm_all(peer, connection)
     assert await answers.all("patient") == {"patient": None}
     assert b"late" not in bodies(connection)
 
@@ -174,11 +187,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_lets_one_go(peer: Peer, 
 
 async def test_what_is_held_when_the_connection_is_lost_is_sent_over_the_next(peer: Peer, broker: AmqpBroker):
     answers = Answers(broker)
-    connection = await full(peer, broker, answers)
-    names = [f"held {number}" for number in range(2 * MOST)]
-    for name in names:
-        answers.publish(name)
-    peer.on_publish = confirm
+    connection, names = await full_and_held(peer, broker, answers)
     connection.abort()
     assert await answers.all(*names) == dict.fromkeys(names)
     await until(lambda: len(peer.connections) == 2, "the next connection")
@@ -189,9 +198,7 @@ async def test_closing_waits_for_what_is_held(peer: Peer, broker: AmqpBroker):
     answers = Answers(broker)
     connection = await full(peer, broker, answers)
     answers.publish("held")
-    peer.on_publish = confirm
-    for publish in connection.publishes:
-        connection.confirm(publish)
+    confirm_all(peer, connection)
     await broker.close()
     assert answers.reasons == dict.fromkeys(["0", "1", "2", "held"])
 
@@ -211,11 +218,7 @@ async def test_a_channel_closed_over_one_message_lets_what_is_held_go_to_the_nex
     peer: Peer, broker: AmqpBroker
 ):
     answers = Answers(broker)
-    connection = await full(peer, broker, answers)
-    names = [f"held {number}" for number in range(2 * MOST)]
-    for name in names:
-        answers.publish(name)
-    peer.on_publish = confirm
+    connection, names = await full_and_held(peer, broker, answers)
     connection.close_channel(connection.publishes[0].channel, 404, "NOT_FOUND - no exchange 'y'")
     assert await answers.all(*names) == dict.fromkeys(names)
 

@@ -2,9 +2,9 @@
 
 A message waits in one of four places until it is sent: for a connection, for its exchange to be proven, for
 fewer publishes of its route to be unconfirmed, or for the next turn of the loop, which writes all that has
-gathered at once. Each exchange's first message on a
-connection goes over a channel of its own, after a passive declare: an exchange that is missing or forbidden
-closes the channel, and on the shared one that would take others' confirms with it.
+gathered at once. Each exchange's first message on a connection goes over a channel of its own, after a
+passive declare: an exchange that is missing or forbidden closes the channel, and on the shared one that
+would take others' confirms with it.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ LEAST_UNCONFIRMED = 250
 slowed down, for it still confirms 25,000 a second."""
 
 MOST_UNCONFIRMED = 1000
-"""The same, however much a consumer may have. With half of a prefetch of 1000, a relay is a twentieth to a
-tenth faster than without a limit (docs/proofs.md)."""
+"""Those that may do so at most, however many deliveries a consumer may have. With half of a prefetch of 1000,
+a relay is a twentieth to a tenth faster than without a limit (docs/proofs.md)."""
 
 MOST_KEPT = 1024
 """Routes that are remembered at most."""
@@ -135,9 +135,7 @@ class Routes:
 
     def forget_done(self) -> None:
         """Drop what is held and nobody waits for any more."""
-        held, self._holding = list(self.held()), set()
-        for entry in held:
-            entry.route.held.clear()
-        for entry in held:
-            if entry.done is not None:
-                self.hold(entry)
+        for route in list(self._holding):
+            route.held = deque(entry for entry in route.held if entry.done is not None)
+            if not route.held:
+                self._holding.discard(route)
